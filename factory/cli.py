@@ -1,0 +1,185 @@
+"""The `bge-factory` command. Heavy imports happen inside the commands, so that --help answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="""Documents in, FlagEmbedding training data and a held-out eval set out. No label, no cloud API, no network.
+
+    [bold]bge-factory build[/] factory.yaml --out runs/mine       documents → train.jsonl, eval/, report.html
+    [bold]bge-factory validate[/] runs/mine/train.jsonl           is every line what the trainer expects?
+    [bold]bge-launch run[/] launch.yaml                           train on it (its own command)
+    [bold]bge-factory evaluate[/] runs/mine/eval --model base=… --model tuned=…
+
+    Exit codes: 0 done, 2 your input needs mending (the message says where and how), 1 anything else.
+    """,
+)
+
+
+def say(message: str) -> None:
+    typer.echo(message, err=True)
+
+
+@app.command()
+def build(
+    config: Annotated[Path, typer.Argument(help="the YAML file; its keys are explained by `bge-factory config`")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the run's folder; made if it does not exist")],
+) -> None:
+    """Build training data and an eval set from documents.
+
+    Each stage is skipped when nothing that it rests on has changed. A build that was stopped, even by
+    kill -9, goes on where it was when the same command is given again; a finished LLM answer is never asked for twice.
+    """
+    from factory.config import load_config
+    from factory.pipeline import build as run
+
+    report = run(load_config(config), out, say)
+    say(f"training data: {out / 'train.jsonl'}")
+    if (out / "eval").is_dir():
+        say(f"held-out set:  {out / 'eval'}")
+    say(f"report:        {report}")
+
+
+@app.command()
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="FlagEmbedding training files (JSON lines), ours or anybody's")],
+) -> None:
+    """Check training files line by line, as the trainer will read them; exit code 2 if anything is wrong."""
+    from factory.validate import check_file
+
+    failed = False
+    for path in files:
+        good, problems = check_file(path)
+        for problem in problems:
+            typer.echo(f"error: {problem}", err=True)
+        typer.echo(f"{path}: {good:,} good rows" + (f", {len(problems)} problem(s)" if problems else ", no problem"))
+        failed = failed or bool(problems)
+    if failed:
+        raise typer.Exit(2)
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="an eval set in BEIR layout: corpus.jsonl, queries.jsonl, qrels.tsv or qrels/test.tsv"),
+    ],
+    model: Annotated[
+        list[str], typer.Option("--model", "-m", help="name=folder; give base first, the others are compared with it")
+    ],
+    query_instruction: Annotated[
+        str | None, typer.Option(help="put before each query; default: as in the run that made the set, else none")
+    ] = None,
+    passage_instruction: Annotated[str | None, typer.Option(help="put before each passage; default likewise")] = None,
+    query_max_length: Annotated[int, typer.Option(help="tokens")] = 128,
+    passage_max_length: Annotated[int, typer.Option(help="tokens")] = 512,
+    cutoffs: Annotated[str, typer.Option(help="the k of metric@k")] = "1,3,6,10",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, …")] = "auto",
+) -> None:
+    """Compare models on held-out questions: recall, MRR, nDCG, hit rate, each difference with its 95 % interval.
+
+    BM25 is always a row. A folder with bge-m3's heads is measured dense, sparse, ColBERT and as their sum.
+    """
+    from rich.console import Console
+
+    from factory.evaluate import evaluate as run
+    from factory.evaluate import render_table
+    from factory.records import InputError
+    from factory.report import write_report
+
+    run_config = _model_config_of_run(folder.resolve().parent)
+    models = []
+    for given in model:
+        name, _, path = given.partition("=")
+        if not path:
+            raise InputError(f"expected name=folder, got {given!r}", where="--model", fix="--model base=/models/bge-m3")
+        settings = {
+            "path": os.path.expandvars(os.path.expanduser(path)),
+            "query_instruction": query_instruction
+            if query_instruction is not None
+            else run_config.get("query_instruction", ""),
+            "passage_instruction": passage_instruction
+            if passage_instruction is not None
+            else run_config.get("passage_instruction", ""),
+            "query_max_length": query_max_length,
+            "passage_max_length": passage_max_length,
+            "device": device,
+        }
+        from factory.config import ModelConfig
+
+        models.append((name, ModelConfig.model_validate(settings)))
+    try:
+        ks = tuple(sorted({int(k) for k in cutoffs.split(",")}))
+    except ValueError as e:
+        raise InputError(f"expected numbers such as 1,3,6,10, got {cutoffs!r}", where="--cutoffs") from e
+    in_run = (folder.resolve().parent / "run.json").is_file()
+    run_folder = folder.resolve().parent
+    result = run(
+        folder, models, cutoffs=ks, cache=run_folder / "cache" if in_run else None, out=run_folder if in_run else None
+    )
+    Console(width=None if sys.stdout.isatty() else 120).print(render_table(result))
+    if in_run:
+        typer.echo(f"report: {write_report(run_folder)}")
+
+
+def _model_config_of_run(folder: Path) -> dict[str, str]:
+    """The `model:` part of the run that an eval set lies in; empty if it lies in none."""
+    import json
+
+    try:
+        return dict(json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]["model"])
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="a run's folder")]) -> None:
+    """Write report.html again from what lies in the run's folder."""
+    from factory.report import write_report
+
+    typer.echo(write_report(run))
+
+
+@app.command()
+def config() -> None:
+    """Explain every key of factory.yaml: type, default, reason."""
+    from factory.config import Config
+    from factory.explain import explain
+
+    typer.echo(explain(Config))
+
+
+def main() -> None:
+    """Run the command line; the user's mistakes end with exit code 2 and one message."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from factory.records import InputError
+
+    try:
+        app()
+    except InputError as e:
+        typer.echo(f"error: {e}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("stopped; run the same command again to go on", err=True)
+        sys.exit(130)
+    except RuntimeError as e:
+        if type(e).__name__ != "ServerDied":
+            raise
+        typer.echo(f"error: {e}\n  run the same command again: finished answers are kept", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

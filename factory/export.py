@@ -1,0 +1,105 @@
+"""Stage 8, export: train.jsonl for FlagEmbedding, eval/ and dev/ in BEIR layout."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from factory.questions import Question, passages_of
+from factory.records import Dropped, Example, Pair, Passage, Split
+from factory.retrieve import Target
+from factory.workspace import atomic_text, write_jsonl
+
+
+def training_rows(
+    pairs: Sequence[Pair],
+    targets: Sequence[Target],
+    decisions: Iterable[Mapping[str, Any]],
+    positive_scores: Mapping[str, float],
+) -> tuple[list[Example], list[Dropped]]:
+    """One example for each training pair with at least one negative; reranker logits beside the texts if there are any."""
+    text = {t.id: t.text for t in targets}
+    negatives: dict[str, list[tuple[str, float | None]]] = defaultdict(list)
+    for row in decisions:
+        if row["decision"] == "negative":
+            negatives[row["pair_id"]].append((text[row["candidate_id"]], row["rerank_score"]))
+    examples, dropped = [], []
+    for pair in pairs:
+        chosen = negatives[pair.id]
+        if not chosen:
+            dropped.append(
+                Dropped(
+                    stage="export", id=pair.id, reason="no-negative", detail="no candidate was allowed", text=pair.query
+                )
+            )
+            continue
+        scored = pair.id in positive_scores and all(score is not None for _, score in chosen)
+        examples.append(
+            Example(
+                query=pair.query,
+                pos=[pair.target_text],
+                neg=[negative for negative, _ in chosen],
+                pos_scores=[positive_scores[pair.id]] if scored else None,
+                neg_scores=[float(score) for _, score in chosen if score is not None] if scored else None,
+                type=pair.type or None,
+                id=pair.id,
+            )
+        )
+    return examples, dropped
+
+
+def write_eval_set(
+    folder: Path, targets: Sequence[Target], queries: Sequence[dict[str, Any]], relevant: Mapping[str, Sequence[str]]
+) -> None:
+    """corpus.jsonl (`_id`, `title`, `text`), queries.jsonl (`_id`, `text`, …) and qrels.tsv (query-id, corpus-id, score)."""
+    write_jsonl(folder / "corpus.jsonl", ({"_id": t.id, "title": "", "text": t.text} for t in targets))
+    write_jsonl(folder / "queries.jsonl", queries)
+    with atomic_text(folder / "qrels.tsv") as f:
+        f.write("query-id\tcorpus-id\tscore\n")
+        for query in queries:
+            for target in relevant[query["_id"]]:
+                f.write(f"{query['_id']}\t{target}\t1\n")
+
+
+def held_out(
+    pairs: Sequence[Pair], targets: Sequence[Target], split: Split
+) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """Queries and relevant target ids of a held-out split; copies of the target count as relevant too."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for target in targets:
+        groups[target.duplicate_group].append(target.id)
+    chosen = [p for p in pairs if p.split == split]
+    queries = [{"_id": p.id, "text": p.query, "type": p.type, "origin": p.origin} for p in chosen]
+    return queries, {p.id: groups[p.duplicate_group] for p in chosen}
+
+
+def test_questions(
+    questions: Sequence[Question], passages: Sequence[Passage]
+) -> tuple[list[dict[str, Any]], dict[str, list[str]], list[Dropped]]:
+    """The user's own questions as queries, their passages as relevant, and those whose passage was dropped."""
+    group = {p.id: p.duplicate_group for p in passages}
+    copies: dict[str, list[str]] = defaultdict(list)
+    for p in passages:
+        copies[p.duplicate_group].append(p.id)
+    queries, relevant, dropped = [], {}, []
+    for question in questions:
+        found = passages_of(question, list(passages))
+        if not found:
+            detail = "the passages that hold its quotes were dropped when splitting"
+            dropped.append(
+                Dropped(stage="export", id=question.id, reason="no-passage", detail=detail, text=question.query)
+            )
+            continue
+        queries.append({"_id": question.id, "text": question.query, "type": "", "origin": "test"})
+        relevant[question.id] = list(dict.fromkeys(c for i in found for c in copies[group[i]]))
+    return queries, relevant, dropped
+
+
+def assert_no_leak(examples: Sequence[Example], targets: Sequence[Target]) -> None:
+    """No text of a held-out target, to the letter, is in the training rows. A failure is our own error."""
+    held = {t.text for t in targets if t.split != "train"} - {t.text for t in targets if t.split == "train"}
+    for example in examples:
+        leaked = held.intersection(example.pos, example.neg)
+        assert not leaked, f"held-out text in training row {example.id}: {sorted(leaked)[0][:80]!r}"

@@ -1,0 +1,331 @@
+"""Stage 3, generate: passages → pairs. The LLM is asked once for each passage, in the passage's language."""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from factory.config import Config, GenerateConfig
+from factory.documents import read_table
+from factory.duplicates import near_duplicate_groups
+from factory.languages import language
+from factory.llm import Answer, Request, Usage, complete
+from factory.models import model_fingerprint
+from factory.passages import trainable
+from factory.records import Dropped, InputError, Pair, Passage
+from factory.workspace import fingerprint
+
+PROMPTS = Path(__file__).parent / "prompts"
+TYPES = {
+    "zh": {
+        "fact": "事实或数值",
+        "how-to": "怎么做",
+        "symptom": "看到现象找原因",
+        "comparison": "两者有什么区别",
+        "keyword": "几个关键词",
+        "colloquial": "车间口语",
+    },
+    "en": {
+        "fact": "a fact or figure",
+        "how-to": "how to do it",
+        "symptom": "from a symptom to its cause",
+        "comparison": "a comparison",
+    }
+    | {"keyword": "a few keywords", "colloquial": "everyday slang"},
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt file: a YAML header between `---` lines, then `## system` and `## user` with ${variables}."""
+
+    system: string.Template
+    user: string.Template
+
+    def messages(self, variables: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+        return (("system", self.system.safe_substitute(variables)), ("user", self.user.safe_substitute(variables)))
+
+
+def read_prompt(path: Path) -> Prompt:
+    """Raises InputError when the file is missing or has no `## system` / `## user` part."""
+    if not path.is_file():
+        raise InputError("no such prompt file", where=path)
+    text = path.read_text(encoding="utf-8-sig")
+    if text.startswith("---\n"):
+        header, _, text = text[4:].partition("\n---\n")
+        try:
+            yaml.safe_load(header)
+        except yaml.YAMLError as e:
+            raise InputError(f"the header is not valid YAML: {e}", where=path) from e
+    before, mark, user = text.partition("## user\n")
+    _, mark2, system = before.partition("## system\n")
+    if not mark or not mark2:
+        raise InputError("expected a part '## system' and a part '## user'", where=path, fix=f"copy one from {PROMPTS}")
+    if "${passage}" not in user and "${passage}" not in system:
+        raise InputError("the prompt never names ${passage}", where=path)
+    return Prompt(string.Template(system.strip()), string.Template(user.strip()))
+
+
+def prompt_file(config: GenerateConfig, lang: str) -> Path:
+    if config.prompt:
+        return Path(config.prompt)
+    family = "question-question" if config.pairing == "question-question" else "question-document"
+    return PROMPTS / f"{family}.{lang}.md"
+
+
+def schema(config: GenerateConfig) -> dict[str, Any]:
+    """The JSON schema of one answer: `questions_per_passage` items."""
+    fields = ["question", "rephrased", "answer"] if config.pairing == "question-question" else ["question", "answer"]
+    item = {
+        "type": "object",
+        "properties": {f: {"type": "string"} for f in fields},
+        "required": fields,
+        "additionalProperties": False,
+    }
+    count = config.questions_per_passage
+    items = {"type": "array", "items": item, "minItems": count, "maxItems": count}
+    return {"type": "object", "properties": {"items": items}, "required": ["items"], "additionalProperties": False}
+
+
+def to_ask(passages: list[Passage], config: Config) -> tuple[list[Passage], list[Dropped]]:
+    """The passages that get questions: no copies, none that copies a held-out one, none of a given test's documents.
+
+    `max_passages` are drawn round the documents in turn, so that each document is asked about.
+    """
+    dropped, chosen, seen = [], [], set()
+    leaking = {p.id for p in trainable(passages)[1]}
+    for passage in passages:
+        if config.test.questions and passage.split == "eval":
+            dropped.append(Dropped(stage="generate", id=passage.id, reason="held-out-for-test"))
+        elif passage.id in leaking:
+            dropped.append(
+                Dropped(stage="generate", id=passage.id, reason="copies-a-held-out-passage", text=passage.text)
+            )
+        elif passage.duplicate_group in seen:
+            dropped.append(
+                Dropped(stage="generate", id=passage.id, reason="copy-of-another-passage", text=passage.text)
+            )
+        else:
+            seen.add(passage.duplicate_group)
+            chosen.append(passage)
+    limit = config.generate.max_passages
+    if limit and len(chosen) > limit:
+        chosen, left = draw_evenly(chosen, limit, config.seed)
+        dropped += [Dropped(stage="generate", id=p.id, reason="over-max_passages") for p in left]
+    return chosen, dropped
+
+
+def draw_evenly(passages: list[Passage], limit: int, seed: int) -> tuple[list[Passage], list[Passage]]:
+    """`limit` passages drawn at random, one of each document in turn; and the others. Both in their old order."""
+    shuffled = passages[:]
+    random.Random(seed).shuffle(shuffled)
+    turn: dict[str, int] = {}
+    ranked = []
+    for p in shuffled:
+        turn[p.document_id] = turn.get(p.document_id, -1) + 1
+        ranked.append((turn[p.document_id], p.id))
+    taken = {identity for _, identity in sorted(ranked, key=lambda r: r[0])[:limit]}
+    return [p for p in passages if p.id in taken], [p for p in passages if p.id not in taken]
+
+
+def requests_for(passages: list[Passage], config: Config) -> list[Request]:
+    prompts: dict[str, Prompt] = {}
+    requests = []
+    for number, passage in enumerate(passages):
+        lang = language(passage.text)
+        prompt = prompts.setdefault(lang, read_prompt(prompt_file(config.generate, lang)))
+        variables = {
+            "passage": passage.text,
+            "context": " > ".join(dict.fromkeys(filter(None, (passage.title, *passage.headings)))) or passage.source,
+            "count": config.generate.questions_per_passage,
+            "types": ("、" if lang == "zh" else ", ").join(
+                TYPES[lang].get(t, t) for t in types_of(number, config.generate)
+            ),
+        }
+        requests.append(
+            Request(
+                messages=prompt.messages(variables),
+                max_tokens=config.generate.max_tokens,
+                temperature=config.generate.temperature,
+                seed=config.llm.seed,
+                schema=schema(config.generate),
+            )
+        )
+    return requests
+
+
+def types_of(number: int, config: GenerateConfig) -> list[str]:
+    """The kinds asked of the passage with this number: the list goes round, so that each kind gets its share."""
+    start = number * config.questions_per_passage
+    return (
+        [config.types[(start + i) % len(config.types)] for i in range(config.questions_per_passage)]
+        if config.types
+        else []
+    )
+
+
+def parse_answer(text: str) -> list[dict[str, str]]:
+    """The items of an answer; an answer that was cut off or fenced is repaired (json-repair).
+
+    Raises:
+        ValueError: no item with a question could be found; the message is the reason.
+    """
+    from json_repair import repair_json
+
+    body = text[text.find("{") :] if "{" in text else text
+    try:
+        value = json.loads(body)
+    except json.JSONDecodeError:
+        value = repair_json(body, return_objects=True)
+    items = value.get("items") if isinstance(value, dict) else value
+    good = (
+        [i for i in items if isinstance(i, dict) and isinstance(i.get("question"), str) and i["question"].strip()]
+        if isinstance(items, list)
+        else []
+    )
+    if not good:
+        raise ValueError("no question could be found in the answer")
+    return [{k: v.strip() for k, v in i.items() if isinstance(v, str)} for i in good]
+
+
+def pairs_of(passage: Passage, number: int, answer: Answer, config: Config) -> tuple[list[Pair], list[Dropped]]:
+    """The pairs in one answer, and what of it could not be used."""
+    pairing, types = config.generate.pairing, types_of(number, config.generate)
+    stage = "generate"
+    try:
+        items = parse_answer(answer.text)
+    except ValueError as e:
+        return [], [
+            Dropped(
+                stage=stage,
+                id=passage.id,
+                reason="unparsable",
+                detail=f"{e}; finish: {answer.finish}",
+                text=answer.text,
+            )
+        ]
+    pairs, dropped = [], []
+    for i, item in enumerate(items):
+        identity = fingerprint([passage.id, i, item])[:16]
+        needed = {"question-document": "question", "question-answer": "answer", "question-question": "rephrased"}[
+            pairing
+        ]
+        query = item.get("rephrased", "") if pairing == "question-question" else item["question"]
+        target = {
+            "question-document": passage.text,
+            "question-answer": item.get("answer", ""),
+            "question-question": item["question"],
+        }[pairing]
+        if not item.get(needed) or not query or not target:
+            dropped.append(
+                Dropped(
+                    stage=stage,
+                    id=identity,
+                    reason="incomplete",
+                    detail=f"no {needed}",
+                    text=json.dumps(item, ensure_ascii=False),
+                )
+            )
+            continue
+        pairs.append(
+            Pair(
+                id=identity,
+                passage_id=passage.id,
+                query=query,
+                answer=item.get("answer", ""),
+                type=types[i] if i < len(types) else "",
+                language=language(query),
+                target_id=passage.id if pairing == "question-document" else identity,
+                target_text=target,
+                duplicate_group=passage.duplicate_group if pairing == "question-document" else identity,
+                split=passage.split,
+            )
+        )
+    return pairs, dropped
+
+
+def generate(
+    passages: list[Passage], config: Config, cache: Path, log: Path, say: Callable[[str], None]
+) -> tuple[list[Pair], list[Dropped], Usage]:
+    """Pairs for the passages that `to_ask` chooses, from the LLM or, where finished before, from disk."""
+    asked, dropped = to_ask(passages, config)
+    if not asked:
+        raise InputError(
+            "no passage is left to ask about", fix="see dropped/generate.jsonl; loosen test.hold_out or split"
+        )
+    answers, usage = complete(
+        requests_for(asked, config), config.llm, llm_identity(config), cache / "llm.sqlite", log, say
+    )
+    pairs: list[Pair] = []
+    for number, (passage, answer) in enumerate(zip(asked, answers, strict=True)):
+        good, bad = pairs_of(passage, number, answer, config)
+        pairs += good
+        dropped += bad
+    return regroup(pairs, config), dropped, usage
+
+
+def llm_identity(config: Config) -> str:
+    """What an answer depends on beside its request: the model's bytes, or its name at the endpoint."""
+    return (
+        f"{config.llm.url} {config.llm.model}"
+        if config.llm.serve == "endpoint"
+        else model_fingerprint(Path(config.llm.model))
+    )
+
+
+def regroup(pairs: list[Pair], config: Config) -> list[Pair]:
+    """Under pairings whose target is not the passage: put like targets into one duplicate group."""
+    if config.generate.pairing == "question-document" or not pairs:
+        return pairs
+    groups = near_duplicate_groups([p.target_text for p in pairs], config.passages.near_duplicate)
+    return [p.model_copy(update={"duplicate_group": pairs[g].id}) for p, g in zip(pairs, groups, strict=True)]
+
+
+def given_pairs(passages: list[Passage], config: Config) -> tuple[list[Pair], list[Dropped]]:
+    """`input.kind: pairs`: the user's own query/text rows, each joined to the passage that its text became.
+
+    Raises:
+        InputError: a row without `query` or `text`; names file:line.
+    """
+    from factory.documents import find_files
+
+    by_text: dict[str, Passage] = {}
+    for passage in passages:
+        by_text.setdefault(passage.text, passage)
+    leaking = {p.id for p in trainable(passages)[1]}
+    pairs, dropped = [], []
+    for path, name in find_files(config.input):
+        for number, row in read_table(path):
+            query, text = str(row.get("query") or "").strip(), str(row.get("text") or "")
+            identity = fingerprint([name, number, query, text])[:16]
+            owner = by_text.get(text)
+            if not query or owner is None:
+                reason = "no-query" if not query else "no-passage"
+                dropped.append(Dropped(stage="generate", id=f"{name}#{number}", reason=reason, text=query or text))
+            elif owner.id in leaking:
+                dropped.append(
+                    Dropped(stage="generate", id=f"{name}#{number}", reason="copies-a-held-out-passage", text=query)
+                )
+            else:
+                pairs.append(
+                    Pair(
+                        id=identity,
+                        passage_id=owner.id,
+                        query=query,
+                        answer=str(row.get("answer") or ""),
+                        language=language(query),
+                        target_id=owner.id,
+                        target_text=owner.text,
+                        duplicate_group=owner.duplicate_group,
+                        split=owner.split,
+                        origin="given",
+                    )
+                )
+    return pairs, dropped

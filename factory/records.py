@@ -1,0 +1,216 @@
+"""Every schema on disk: Document → Passage → Pair → Candidate → Example, and how a line is read.
+
+`Example` is the only definition of the FlagEmbedding training format in this project; the
+exporter writes it, `bge-factory validate` and `bge-launch` read it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+
+class InputError(ValueError):
+    """The user's input is at fault. The command line prints the message and exits with code 2.
+
+    Args:
+        what: what is wrong, with what was got and what was expected.
+        where: file, or file:line, where it is wrong.
+        fix: how to mend it.
+    """
+
+    def __init__(self, what: str, *, where: str | Path | None = None, fix: str | None = None):
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__((f"{where}: " if where else "") + what + (f"\n  fix: {fix}" if fix else ""))
+
+
+class Record(BaseModel):
+    """A frozen row. Unknown keys are an error, so a misspelt key is never silently lost."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Split = Literal["train", "dev", "eval"]
+Text = Annotated[str, StringConstraints(pattern=r"\S")]  # at least one character that is not white space
+
+
+class Document(Record):
+    """One source file (or one row of a table): `text` is plain text or Markdown."""
+
+    id: str
+    source: str
+    title: str = ""
+    text: Text
+    markdown: bool = False
+    whole: bool = False  # an already prepared passage: kept as it is, never split
+
+
+class Passage(Record):
+    """A piece of one document: `text == document.text[start:end]`, in characters."""
+
+    id: str
+    document_id: str
+    source: str
+    title: str = ""
+    headings: tuple[str, ...] = ()
+    text: Text
+    start: int
+    end: int
+    tokens: int  # under the training model's own tokenizer, without special tokens
+    document_group: str  # near-duplicate documents share one; the unit of the split
+    duplicate_group: str  # near-duplicate passages share one
+    split: Split
+
+
+class Pair(Record):
+    """A question and what answers it. `target_id` is the text that a search should find.
+
+    Under `question-document` the target is the passage; under `question-answer` the answer;
+    under `question-question` another wording of the same question.
+    """
+
+    id: str
+    passage_id: str
+    query: Text
+    answer: str = ""
+    type: str = ""
+    language: str = ""
+    target_id: str
+    target_text: Text
+    duplicate_group: str
+    split: Split
+    origin: Literal["generated", "given"] = "generated"
+
+
+class Dropped(Record):
+    """What a stage left out, and why: one line in `dropped/<stage>.jsonl`."""
+
+    stage: str
+    id: str
+    reason: str
+    detail: str = ""
+    text: str = ""
+
+
+class Example(BaseModel):
+    """One line of FlagEmbedding training data.
+
+    `pos_scores` and `neg_scores` are raw reranker logits (never scores in [0, 1]: FlagEmbedding
+    takes a softmax over them at temperature 1), one for each entry of `pos` and `neg`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    query: Text
+    pos: Annotated[list[Text], Field(min_length=1)]
+    neg: Annotated[list[Text], Field(min_length=1)]
+    pos_scores: list[float] | None = None
+    neg_scores: list[float] | None = None
+    prompt: str | None = None
+    type: str | None = None
+    id: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Example:
+        if (self.pos_scores is None) != (self.neg_scores is None):
+            raise ValueError("pos_scores and neg_scores must both be there or both be absent")
+        for name in ("pos", "neg"):
+            scores = getattr(self, f"{name}_scores")
+            texts = getattr(self, name)
+            if scores is not None and len(scores) != len(texts):
+                raise ValueError(f"{name}_scores has {len(scores)} entries, {name} has {len(texts)}: expected the same")
+            if scores is not None and not all(math.isfinite(s) for s in scores):
+                raise ValueError(f"{name}_scores holds NaN or infinity: expected finite logits")
+        both = set(self.pos) & set(self.neg)
+        if both:
+            raise ValueError(f"a text is both in pos and in neg: {sorted(both)[0][:60]!r}")
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as FlagEmbedding reads it: absent fields are left out."""
+        return self.model_dump(exclude_none=True)
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def problem(error: ValidationError) -> str:
+    """A pydantic error as one sentence: which field, what was expected, what was got."""
+    parts = []
+    for e in error.errors()[:3]:
+        field = ".".join(str(p) for p in e["loc"])
+        if e["type"] == "string_pattern_mismatch":
+            message = "is empty or only white space"
+        elif e["type"] == "extra_forbidden":
+            message = "is not a known key"
+        else:
+            message = e["msg"].removeprefix("Value error, ")
+            if e["type"] != "missing" and field:
+                message += f", got {type(e['input']).__name__} {str(e['input'])[:60]!r}"
+        parts.append(f"{field}: {message}" if field else message)
+    return "; ".join(parts)
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) for each non-empty line of a JSON-lines file; a BOM is allowed.
+
+    Raises:
+        InputError: a line is not a JSON object or not UTF-8; names file:line.
+    """
+    for number, row in each_line(path):
+        if isinstance(row, InputError):
+            raise row
+        yield number, row
+
+
+def each_line(path: Path) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+    """As `read_lines`, but a bad line comes as the error that it is, and the reading goes on.
+
+    Raises:
+        InputError: no such file.
+    """
+    if not path.is_file():
+        raise InputError("no such file", where=path, fix="check the path; it is relative to where you run the command")
+    with open(path, "rb") as lines:
+        for number, raw in enumerate(lines, 1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                row = json.loads(line) if line else None
+            except UnicodeDecodeError as e:
+                yield (
+                    number,
+                    InputError(
+                        f"not UTF-8 (byte {e.start} of the line)", where=f"{path}:{number}", fix="save it as UTF-8"
+                    ),
+                )
+                continue
+            except json.JSONDecodeError as e:
+                what = f"not valid JSON: {e.msg} at column {e.colno}; got {line[:60]!r}"
+                yield number, InputError(what, where=f"{path}:{number}", fix="one JSON object on each line")
+                continue
+            if line:
+                good = isinstance(row, dict)
+                yield (
+                    number,
+                    row
+                    if good
+                    else InputError(f"expected a JSON object, got {type(row).__name__}", where=f"{path}:{number}"),
+                )
+
+
+def parse(model: type[T], row: dict[str, Any], where: str) -> T:
+    """A validated row; an InputError naming `where` if it does not fit."""
+    try:
+        return model.model_validate(row)
+    except ValidationError as e:
+        raise InputError(problem(e), where=where) from e
+
+
+def read_records(path: Path, model: type[T]) -> list[T]:
+    """All rows of a JSON-lines file as `model`; the first bad line is an InputError."""
+    return [parse(model, row, f"{path}:{number}") for number, row in read_lines(path)]

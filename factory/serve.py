@@ -1,0 +1,173 @@
+"""Where the LLM endpoint comes from: a URL that runs, `vllm serve`, or a GGUF file through xllamacpp."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from factory.config import LLMConfig
+from factory.records import InputError
+
+
+class ServerDied(RuntimeError):
+    """The server we started ended or never became healthy; the message holds the last lines of its log."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    url: str  # ends in /v1
+    model: str  # the name to send in requests
+    api_key: str = ""
+
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
+    def __repr__(self) -> str:  # the key never reaches a log
+        return f"Endpoint({self.url}, {self.model})"
+
+
+@contextmanager
+def serve(config: LLMConfig, log: Path, say: Callable[[str], None]) -> Iterator[Endpoint]:
+    """A healthy endpoint; a server that we started is stopped at the end, also after an error or Ctrl-C.
+
+    Raises:
+        InputError: the model, the executable or the URL is not there.
+        ServerDied: the server did not come up within `start_timeout` seconds.
+    """
+    if config.serve == "endpoint":
+        yield _running(config)
+        return
+    if not config.model or not Path(config.model).exists():
+        raise InputError(
+            f"no such model {config.model!r}",
+            where="llm.model",
+            fix="a GGUF file for llamacpp, a model folder for vllm",
+        )
+    port = free_port()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bge-factory-") as scratch, open(log, "wb") as output:
+        command, environment = (_vllm if config.serve == "vllm" else _llamacpp)(config, port)
+        say(f"starting {config.serve} with {Path(config.model).name} on port {port} (log: {log})")
+        try:
+            process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                cwd=scratch,
+                env=os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"} | environment,
+                start_new_session=True,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            )
+        except OSError as e:
+            raise InputError(
+                f"cannot start {command[0]!r}: {e.strerror}", where="llm.executable", fix="give its full path"
+            ) from e
+        try:
+            wait_until_healthy(process, port, config.start_timeout, log)
+            yield Endpoint(f"http://127.0.0.1:{port}/v1", "local")
+        finally:
+            stop(process)
+
+
+def _running(config: LLMConfig) -> Endpoint:
+    key = os.environ.get(config.api_key_env, "") if config.api_key_env else ""
+    if config.api_key_env and not key:
+        raise InputError(f"environment variable {config.api_key_env} is not set", where="llm.api_key_env")
+    url = config.url.rstrip("/")
+    url = url if url.endswith("/v1") else url + "/v1"
+    endpoint = Endpoint(url, config.model, key)
+    try:
+        answer = httpx.get(f"{url}/models", headers=endpoint.headers(), timeout=30, trust_env=False)
+        answer.raise_for_status()
+        names = [m["id"] for m in answer.json()["data"]]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
+        raise InputError(
+            f"no OpenAI-compatible server answers at {url}/models: {e}",
+            where="llm.url",
+            fix="start it, or correct llm.url",
+        ) from e
+    if config.model and config.model not in names:
+        raise InputError(f"the server has no model {config.model!r}; it serves {', '.join(names)}", where="llm.model")
+    return Endpoint(url, config.model or names[0], key)
+
+
+def _vllm(config: LLMConfig, port: int) -> tuple[list[str], dict[str, str]]:
+    # `vllm serve MODEL` takes the model by position; `python -m vllm.entrypoints.openai.api_server` by --model
+    model = ["--model", config.model] if "-m" in config.executable else [config.model]
+    options = [
+        "--served-model-name",
+        "local",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--max-model-len",
+        str(config.context),
+    ]
+    return [*config.executable, *model, *options, *config.arguments], dict(config.environment)
+
+
+def _llamacpp(config: LLMConfig, port: int) -> tuple[list[str], dict[str, str]]:
+    arguments = [config.model, str(port), str(config.concurrency), str(config.context)]
+    return [sys.executable, "-m", "factory.llamacpp", *arguments], {"PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def wait_until_healthy(process: subprocess.Popen[bytes], port: int, timeout: float, log: Path) -> None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerDied(f"the LLM server ended with code {process.returncode}; {_tail(log)}")
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5, trust_env=False).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.2)
+    raise ServerDied(f"the LLM server was not healthy after {timeout:.0f} s (llm.start_timeout); {_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+    return f"the end of {log}:\n  " + "\n  ".join(lines)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server and all it started: politely, after 10 seconds by force."""
+    for sign, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        try:
+            os.killpg(process.pid, sign)
+        except ProcessLookupError:
+            pass
+        try:
+            process.wait(patience)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    try:
+        os.killpg(process.pid, signal.SIGKILL)  # what the server left behind
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _die_with_parent() -> None:
+    """In the child: have the kernel end it when we are killed, so that no server outlives a `kill -9`."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG

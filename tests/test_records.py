@@ -1,0 +1,77 @@
+"""The training format: what the trainer would choke on is refused with file and line."""
+
+import json
+
+import pytest
+
+
+from factory.records import Example, InputError, read_lines, read_records
+from factory.validate import check_file
+
+GOOD = {"query": "焊缝为什么有气孔？", "pos": ["保护气体流量过小"], "neg": ["预热温度不足"]}
+
+
+def write(path, lines):
+    path.write_text(
+        "\n".join(line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines) + "\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"neg": []}, "neg"),
+        ({"neg": [""]}, "neg.0"),
+        ({"neg": ["   "]}, "neg.0"),
+        ({"pos": "a string, whose characters the trainer would take as passages"}, "pos"),
+        ({"query": ""}, "query"),
+        ({"neg": ["保护气体流量过小"]}, "both in pos and in neg"),
+        ({"pos_scores": [1.0]}, "both be there"),
+        ({"pos_scores": [1.0], "neg_scores": [1.0, 2.0]}, "neg_scores has 2 entries, neg has 1"),
+        ({"pos_scores": [float("nan")], "neg_scores": [1.0]}, "finite"),
+        ({"negs": ["typo"]}, "negs: is not a known key"),
+    ],
+)
+def test_a_row_that_would_break_training_is_refused_with_its_line(tmp_path, change, says):
+    path = write(tmp_path / "train.jsonl", [GOOD] * 6 + [GOOD | change])
+    good, problems = check_file(path)
+    assert good == 6
+    assert len(problems) == 1
+    assert problems[0].startswith(f"{path}:7: ")
+    assert says in problems[0]
+
+
+def test_broken_json_names_the_line_and_rows_before_it_are_counted(tmp_path):
+    path = write(tmp_path / "train.jsonl", [GOOD] * 6 + ['{"query": "x", "pos"'])
+    good, problems = check_file(path)
+    assert good == 6
+    assert problems[0].startswith(f"{path}:7: not valid JSON")
+
+
+def test_rows_with_different_keys_are_refused_since_the_loader_needs_one_schema(tmp_path):
+    path = write(tmp_path / "train.jsonl", [GOOD, GOOD | {"id": "2"}])
+    assert "keys differ" in check_file(path)[1][0]
+
+
+def test_a_bom_blank_lines_and_emoji_are_read(tmp_path):
+    path = tmp_path / "train.jsonl"
+    row = GOOD | {"query": "焊缝发黑 😀 ok?"}
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(row, ensure_ascii=False).encode() + b"\n\n\n")
+    assert read_records(path, Example)[0].query == row["query"]
+
+
+def test_an_empty_or_missing_file_is_an_error_not_zero_rows(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(InputError, match="holds no row"):
+        check_file(tmp_path / "empty.jsonl")
+    with pytest.raises(InputError, match="no such file"):
+        check_file(tmp_path / "absent.jsonl")
+
+
+def test_a_file_in_another_encoding_names_the_line(tmp_path):
+    path = tmp_path / "gbk.jsonl"
+    path.write_bytes(json.dumps(GOOD, ensure_ascii=False).encode("gbk"))
+    with pytest.raises(InputError, match=r"gbk\.jsonl:1: not UTF-8"):
+        list(read_lines(path))
