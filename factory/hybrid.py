@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from factory.models import Encoder, Reranker
+from factory.models import Reranker
 from factory.progress import bar
 from factory.records import Pair
 from factory.retrieve import Target
@@ -65,7 +65,8 @@ def score(
     candidates: dict[str, list[Any]],
     pairs: Sequence[Pair],
     targets: Sequence[Target],
-    encoder: Encoder,
+    queries: np.ndarray,
+    answers: np.ndarray,
     reranker: Reranker | None,
 ) -> pa.Table:
     """The candidates with their features, and what the choice needs beside them.
@@ -73,14 +74,15 @@ def score(
     Further columns: `pair_id, candidate_id, source, rank, score`; `positive_score`, the cosine of the
     question and its own positive; `chance_score`, the mean cosine of a question and an unrelated
     target; `positive_rerank_score`. Features of a pair whose target has no question of its own are null.
+
+    Args:
+        queries: (pairs, d), answers: (targets, d), both float32 with rows of length 1.
     """
     pair_at = {p.id: i for i, p in enumerate(pairs)}
     target_at = {t.id: i for i, t in enumerate(targets)}
     question_at: dict[str, int] = {}
     for i, p in enumerate(pairs):
         question_at.setdefault(p.target_id, i)
-    queries = encoder.encode([p.query for p in pairs], "query").dense
-    answers = encoder.encode([t.text for t in targets], "passage").dense
     q = np.array([pair_at[i] for i in candidates["pair_id"]], dtype=np.int64)
     ta = np.array([target_at[i] for i in candidates["candidate_id"]], dtype=np.int64)
     tq = np.array([question_at.get(i, -1) for i in candidates["candidate_id"]], dtype=np.int64)

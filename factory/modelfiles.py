@@ -52,8 +52,10 @@ def model_fingerprint(path: str | Path) -> str:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raises:
-    InputError: no such folder; no configuration, weights or tokenizer in it; or weights that git-lfs did not fetch.
+    """See that a model folder is complete.
+
+    Raises:
+        InputError: no such folder; no configuration, weights or tokenizer in it; weights that git-lfs did not fetch.
     """
     if not folder.is_dir():
         raise InputError(
@@ -142,7 +144,7 @@ def read_json(path: Path) -> Any:
 
 
 def _transformer_folder(folder: Path) -> Path:
-    """Where config.json and the weights lie: the folder, or the first module's in an older sentence-transformers one."""
+    """Where config.json and the weights lie: the folder, or the first module's (older sentence-transformers)."""
     if not (folder / "modules.json").exists():
         return folder
     modules = read_json(folder / "modules.json")

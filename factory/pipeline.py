@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,7 +16,6 @@ from factory.config import Config
 from factory.models import CachedEncoder, Encoder, load_encoder, load_reranker, model_fingerprint
 from factory.questions import read_questions
 from factory.records import Document, Dropped, InputError, Pair, Passage, read_records
-from factory.report import write_report
 from factory.workspace import Outcome, Workspace, atomic, sha256_file, write_jsonl
 
 DOCUMENTS, PASSAGES, PAIRS, KEPT = "1-documents.jsonl", "2-passages.jsonl", "3-pairs.jsonl", "4-kept.jsonl"
@@ -33,6 +33,8 @@ def build(config: Config, out: Path, say: Callable[[str], None]) -> Path:
     """
     with Workspace(out, config.model_dump(mode="json"), say) as ws:
         Build(config, ws, say).run()
+        from factory.report import write_report
+
         return write_report(out)
 
 
@@ -148,7 +150,7 @@ class Build:
 
     def mine(self) -> Outcome:
         pairs, targets = self._to_train()
-        columns = retrieve.mine(pairs, targets, self.encoder, self.config.mine.top_k)
+        columns = retrieve.mine(pairs, targets, *self._vectors(pairs, targets), self.config.mine.top_k)
         self._write_table(CANDIDATES, pa.table(columns))
         used = {p.id for p in pairs}
         leaking = [p for p in self._kept if p.split == "train" and p.id not in used]
@@ -219,6 +221,14 @@ class Build:
         by_text = {t.text: t.id for t in usable}
         pairs = [p for p in self._kept if p.split == "train" and p.duplicate_group in known]
         return [p.model_copy(update={"target_id": by_text.get(p.target_text, p.target_id)}) for p in pairs], usable
+
+    def _vectors(self, pairs: list[Pair], targets: list[retrieve.Target]) -> tuple[np.ndarray, np.ndarray]:
+        """Dense vectors of the pairs' queries and of the targets. All targets are encoded, as the round trip
+        did, and the wanted ones taken from them: so each text is encoded once in a build."""
+        everything = retrieve.targets_of(self._passages, self._kept)
+        row = {t.id: i for i, t in enumerate(everything)}
+        vectors = self.encoder.encode([t.text for t in everything], "passage").dense
+        return self.encoder.encode([p.query for p in pairs], "query").dense, vectors[[row[t.id] for t in targets]]
 
     def _held_out_sets(self) -> list[str]:
         """`eval` and `dev`, as far as there are questions for them."""

@@ -19,8 +19,8 @@ DANGLING = {
         r"资料中|材料中|资料里|资料提|段落|(根据|依据|按照)(资料|材料|文本|原文|描述|以上|所给)|提到的|所述|该(方法|研究|案例|章节|部分|表格)|下表|上表|如图"
     ),
     "en": re.compile(
-        r"\b(this|the|that|above|following|given|provided) (paper|study|article|passage|text|document|section|paragraph|excerpt|author|report"
-        r"|material|chapter|table|figure)s?\b"
+        r"\b(this|that|above|following|given|provided) (paper|study|section|report|material|chapter|table|figure)s?\b"
+        r"|\b(this|the|that|above|following|given|provided) (article|passage|text|document|paragraph|excerpt|author)s?\b"
         r"|\b(mentioned|described|stated|discussed|listed|outlined|given) (above|below|here|in the)\b|\baccording to (it|this|the above)\b",
         re.I,
     ),
@@ -47,7 +47,7 @@ def rule_broken(pair: Pair, passage: Passage, config: QualityConfig) -> tuple[st
 
 
 def filter_pairs(
-    pairs: list[Pair], passages: list[Passage], tests: list[Question], config: QualityConfig, encoder: Encoder | None
+    pairs: list[Pair], passages: list[Passage], tests: list[Question], config: QualityConfig, encoder: Encoder
 ) -> tuple[list[Pair], list[Dropped]]:
     """Pairs that keep every rule, and the others with reason and detail.
 
@@ -69,9 +69,12 @@ def filter_pairs(
             seen[squeeze(pair.query)] = pair.id
             on_passage[pair.passage_id].append(squeeze(pair.query))
             survivors.append(pair)
-    if encoder is not None and config.round_trip_k and survivors:
-        generated = [p for p in survivors if p.origin == "generated"]
-        ranks = rank_of_target(generated, targets_of(passages, pairs), encoder) if generated else []
+    generated = [p for p in survivors if p.origin == "generated"]
+    if config.round_trip_k and generated:
+        targets = targets_of(passages, pairs)
+        queries = encoder.encode([p.query for p in generated], "query").dense
+        vectors = encoder.encode([t.text for t in targets], "passage").dense
+        ranks = rank_of_target(generated, targets, queries, vectors)
         for pair, rank in zip(generated, ranks, strict=True):
             if rank > config.round_trip_k:
                 detail = f"its own passage ranks {rank}, expected at most {config.round_trip_k}"

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from factory.models import Encoder
 from factory.progress import bar
 from factory.records import Pair, Passage, Split
 
@@ -62,10 +61,14 @@ def dense_search(queries: np.ndarray, targets: np.ndarray, k: int) -> tuple[np.n
     return np.concatenate([b[0] for b in blocks]), np.concatenate([b[1] for b in blocks])
 
 
-def rank_of_target(pairs: Sequence[Pair], targets: Sequence[Target], encoder: Encoder) -> list[int]:
-    """For each pair the rank (from 1) of the first target in its duplicate group, among all targets."""
-    queries = encoder.encode([p.query for p in pairs], "query").dense
-    vectors = encoder.encode([t.text for t in targets], "passage").dense
+def rank_of_target(
+    pairs: Sequence[Pair], targets: Sequence[Target], queries: np.ndarray, vectors: np.ndarray
+) -> list[int]:
+    """For each pair the rank (from 1) of the first target in its duplicate group, among all targets.
+
+    Args:
+        queries: (pairs, d), vectors: (targets, d), both float32 with rows of length 1.
+    """
     groups: dict[str, list[int]] = defaultdict(list)
     for i, target in enumerate(targets):
         groups[target.duplicate_group].append(i)
@@ -78,14 +81,14 @@ def rank_of_target(pairs: Sequence[Pair], targets: Sequence[Target], encoder: En
     return ranks
 
 
-def mine(pairs: Sequence[Pair], targets: Sequence[Target], encoder: Encoder, top_k: int) -> dict[str, list[Any]]:
+def mine(
+    pairs: Sequence[Pair], targets: Sequence[Target], queries: np.ndarray, vectors: np.ndarray, top_k: int
+) -> dict[str, list[Any]]:
     """Candidates as columns `pair_id, candidate_id, source, rank, score`, best first within a pair.
 
     Never among them: the positive, its duplicates, a target that overlaps it in the same document,
     and whatever answers the same question text (a sibling pair's positive).
     """
-    queries = encoder.encode([p.query for p in pairs], "query").dense
-    vectors = encoder.encode([t.text for t in targets], "passage").dense
     by_id = {t.id: t for t in targets}
     same_question: dict[str, set[str]] = defaultdict(set)
     for pair in pairs:

@@ -122,7 +122,10 @@ def _vllm(config: LLMConfig, port: int) -> tuple[list[str], dict[str, str]]:
 
 def _llamacpp(config: LLMConfig, port: int) -> tuple[list[str], dict[str, str]]:
     arguments = [config.model, str(port), str(config.concurrency), str(config.context)]
-    return [sys.executable, "-m", "factory.llamacpp", *arguments], {"PYTHONPATH": str(Path(__file__).parents[1])}
+    return [sys.executable, "-m", "factory.llamacpp", *arguments], {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "OMP_WAIT_POLICY": "passive",
+    }
 
 
 def free_port() -> int:

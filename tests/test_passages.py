@@ -61,7 +61,9 @@ def test_passages_fit_the_budget_and_point_back_into_their_document(model):
 
 def test_a_cut_falls_behind_a_chinese_sentence_end(model):
     text = "".join(SENTENCES * 8)
-    passages, _ = make_passages([document("a.txt", text, markdown=False)], config(model, passages={"max_tokens": 64}, split={"eval": 0}), [])
+    passages, _ = make_passages(
+        [document("a.txt", text, markdown=False)], config(model, passages={"max_tokens": 64}, split={"eval": 0}), []
+    )
     assert len(passages) > 3
     assert all(p.text.rstrip()[-1] in "。！." for p in passages)
 
@@ -117,9 +119,13 @@ def test_documents_that_test_questions_rest_on_are_held_out(model):
 
 def test_a_quote_that_no_document_holds_is_an_error_with_its_line(model, tmp_path):
     path = tmp_path / "questions.jsonl"
-    path.write_text('{"id": "a", "query": "?!x", "answers": [{"document": "0.md", "quote": "不存在的话"}]}\n', encoding="utf-8")
+    path.write_text(
+        '{"id": "a", "query": "?!x", "answers": [{"document": "0.md", "quote": "不存在的话"}]}\n', encoding="utf-8"
+    )
     with pytest.raises(InputError, match=r"questions\.jsonl:1: quote '不存在的话' is not in '0\.md'"):
-        make_passages([document("0.md", long_text(0))], config(model, test={"questions": str(path)}), read_questions(path))
+        make_passages(
+            [document("0.md", long_text(0))], config(model, test={"questions": str(path)}), read_questions(path)
+        )
 
 
 def test_holding_everything_out_is_an_error_not_an_empty_training_file(model):
@@ -137,7 +143,13 @@ def test_the_split_does_not_change_between_runs_and_hits_its_share(model):
 
 def test_near_duplicates_are_found_whatever_their_spacing_and_width():
     a = "".join(SENTENCES)
-    texts = [a, "别的话题：咖啡豆烘焙到一爆之后升温率下降。", a.replace("，", " ，\n"), a.replace("扩散氢", "扩散的氢"), a.replace("L/min", "Ｌ/ｍｉｎ")]
+    texts = [
+        a,
+        "别的话题：咖啡豆烘焙到一爆之后升温率下降。",
+        a.replace("，", " ，\n"),
+        a.replace("扩散氢", "扩散的氢"),
+        a.replace("L/min", "Ｌ/ｍｉｎ"),
+    ]
     assert near_duplicate_groups(texts, 0.8) == [0, 1, 0, 0, 0]
 
 

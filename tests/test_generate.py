@@ -1,0 +1,161 @@
+"""Questions: what small models really send back is parsed or kept with a reason; leaks are refused before asking."""
+
+import json
+
+import pytest
+
+from factory.config import Config
+from factory.generate import (
+    PROMPTS,
+    draw_evenly,
+    given_pairs,
+    pairs_of,
+    parse_answer,
+    read_prompt,
+    requests_for,
+    to_ask,
+)
+from factory.languages import language
+from factory.llm import Answer
+from factory.records import InputError, Passage
+
+
+def config(**parts) -> Config:
+    return Config.model_validate({"input": {"path": "x"}, "model": {"path": "m"}} | parts)
+
+
+def passage(identity: str, text: str = "焊条在350℃烘干两小时。", split="train", group=None, document=None) -> Passage:
+    return Passage(
+        id=identity, document_id=document or identity, source="a.md", title="焊材", headings=("焊材", "烘干"), text=text, start=0,
+        end=len(text), tokens=9, document_group="g", duplicate_group=group or identity, split=split,
+    )  # fmt: skip
+
+
+def answer(text: str) -> Answer:
+    return Answer(text, "stop", 1, 1, 0.1)
+
+
+ITEM = {"question": "焊条要烤多久？", "answer": "两小时"}
+GOOD = json.dumps({"items": [ITEM]}, ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        f"```json\n{GOOD}\n```",
+        f"好的，以下是问题：\n{GOOD}",
+        GOOD.replace("}]}", ",}]}"),
+        GOOD[:-3],
+        GOOD[:-1] + ', {"question": "焊条受潮了怎',
+        json.dumps([ITEM], ensure_ascii=False),
+    ],
+)
+def test_answers_as_small_models_write_them_are_parsed(text):
+    assert parse_answer(text)[0]["question"] == ITEM["question"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "对不起，我不能回答。", "{}", '{"items": []}', '{"items": "焊条"}', '{"items": [{"q": 1}]}']
+)
+def test_an_answer_without_a_question_is_kept_with_its_text(text):
+    pairs, dropped = pairs_of(passage("p"), 0, answer(text), config())
+    assert not pairs
+    assert (dropped[0].reason, dropped[0].text) == ("unparsable", text)
+
+
+@pytest.mark.parametrize(
+    ("pairing", "item", "query", "target"),
+    [
+        ("question-document", ITEM, "焊条要烤多久？", "焊条在350℃烘干两小时。"),
+        ("question-answer", ITEM, "焊条要烤多久？", "两小时"),
+        (
+            "question-question",
+            ITEM | {"rephrased": "药皮潮了得烘几个钟头？"},
+            "药皮潮了得烘几个钟头？",
+            "焊条要烤多久？",
+        ),
+    ],
+)
+def test_each_pairing_trains_on_what_it_says(pairing, item, query, target):
+    chosen = config(generate={"pairing": pairing})
+    (pair,), _ = pairs_of(passage("p"), 0, answer(json.dumps({"items": [item]})), chosen)
+    assert (pair.query, pair.target_text) == (query, target)
+
+
+def test_an_item_without_what_its_pairing_needs_is_dropped():
+    pairs, dropped = pairs_of(
+        passage("p"), 0, answer('{"items": [{"question": "q?"}]}'), config(generate={"pairing": "question-answer"})
+    )
+    assert not pairs and dropped[0].reason == "incomplete"
+
+
+def test_the_prompt_is_in_the_passages_language_and_carries_its_headings():
+    chinese, english = requests_for(
+        [passage("a"), passage("b", "Dry the electrodes at 350 C for two hours.")], config()
+    )
+    assert "焊条在350℃烘干两小时。" in chinese.messages[1][1] and "焊材 > 烘干" in chinese.messages[1][1]
+    assert language(chinese.messages[0][1]) == "zh" and language(english.messages[0][1]) == "en"
+    assert chinese.schema["properties"]["items"]["minItems"] == 3
+
+
+def test_every_prompt_of_the_package_can_be_read_and_names_its_variables():
+    files = sorted(PROMPTS.glob("*.md"))
+    assert len(files) == 4
+    for file in files:
+        system, user = read_prompt(file).messages({"passage": "P!", "context": "C!", "count": 3, "types": "T!"})
+        assert all(v in user[1] for v in ("P!", "C!", "3", "T!"))
+        assert "${" not in system[1] + user[1]
+
+
+def test_a_users_prompt_without_its_parts_is_an_error(tmp_path):
+    (tmp_path / "p.md").write_text("ask something about ${passage}")
+    with pytest.raises(InputError, match="## system"):
+        read_prompt(tmp_path / "p.md")
+    (tmp_path / "p.md").write_text("## system\nx\n## user\nno passage here\n")
+    with pytest.raises(InputError, match="never names"):
+        read_prompt(tmp_path / "p.md")
+
+
+def test_copies_and_leaks_are_not_asked_about_and_are_counted():
+    passages = [
+        passage("a"), passage("b", group="a"), passage("c", split="eval"), passage("d", group="c"), passage("e", text="别的"),
+    ]  # fmt: skip
+    asked, dropped = to_ask(passages, config())
+    assert [p.id for p in asked] == ["a", "c", "e"]
+    assert {d.id: d.reason for d in dropped} == {"b": "copy-of-another-passage", "d": "copies-a-held-out-passage"}
+    asked, _ = to_ask(passages, config(test={"questions": "q.jsonl"}))
+    assert [p.id for p in asked] == ["a", "e"]
+
+
+def test_a_limit_asks_every_document_before_any_twice():
+    passages = [passage(f"{d}-{i}", document=f"d{d}") for d in range(5) for i in range(10)]
+    chosen, left = draw_evenly(passages, 7, seed=1)
+    assert (len(chosen), len(left)) == (7, 43)
+    assert {p.document_id for p in chosen} == {f"d{d}" for d in range(5)}
+    assert chosen == draw_evenly(passages, 7, seed=1)[0]
+
+
+def test_given_pairs_keep_their_split_and_bad_rows_are_dropped_by_number(tmp_path):
+    (tmp_path / "pairs.csv").write_text(
+        "query,text\n怎么烘焊条？,焊条在350℃烘干两小时。\n,焊条在350℃烘干两小时。\n什么？,别处的话\n",
+        encoding="gb18030",
+    )
+    chosen = config(input={"path": str(tmp_path), "kind": "pairs"})
+    pairs, dropped = given_pairs([passage("p", split="eval")], chosen)
+    assert [(p.query, p.split, p.origin) for p in pairs] == [("怎么烘焊条？", "eval", "given")]
+    assert {d.id: d.reason for d in dropped} == {"pairs.csv#3": "no-query", "pairs.csv#4": "no-passage"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("焊缝发黑怎么办", "zh"),
+        ("E5015焊条的preheat温度", "zh"),
+        ("How to preheat Q345R?", "en"),
+        ("12.5 %", "en"),
+        ("The brand 三一 sells cranes", "en"),
+    ],
+)
+def test_mixed_text_goes_to_the_language_that_carries_it(text, expected):
+    assert language(text) == expected

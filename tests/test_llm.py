@@ -1,0 +1,192 @@
+"""The client against a real server; a faulty server is a fake, since a real one does not fail on command."""
+
+import json
+import os
+import sqlite3
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from factory.config import LLMConfig
+from factory.llm import AnswerStore, Request, complete, strip_thinking
+from factory.records import InputError
+from factory.serve import ServerDied, serve
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "items": {"type": "array", "minItems": 1, "maxItems": 1, "items": {"type": "string", "maxLength": 40}}
+    },
+    "required": ["items"],
+}
+
+
+def ask(text: str, schema=None) -> Request:
+    return Request((("user", text),), max_tokens=120, temperature=0.5, seed=7, schema=schema)
+
+
+def llamacpp(gguf, **more) -> LLMConfig:
+    return LLMConfig.model_validate({"serve": "llamacpp", "model": str(gguf), "context": 512, "concurrency": 2} | more)
+
+
+@pytest.fixture
+def faulty():
+    """A server that answers as `replies` says, one (status, body) after the other, the last for ever."""
+    replies, seen = [], []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.answer(200, {"data": [{"id": "m"}]})
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            seen.append((dict(self.headers), body))
+            self.answer(*(replies.pop(0) if len(replies) > 1 else replies[0]))
+
+        def answer(self, status, body):
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.replies, server.seen, server.url = replies, seen, f"http://127.0.0.1:{server.server_port}"
+    yield server
+    server.shutdown()
+
+
+def reply(text: str) -> tuple[int, dict]:
+    return 200, {
+        "choices": [{"message": {"content": text}, "finish_reason": "stop"}],
+        "usage": {"completion_tokens": 3},
+    }
+
+
+def run(requests, config, tmp_path, said=None):
+    return complete(requests, config, "model-1", tmp_path / "llm.sqlite", tmp_path / "server.log", (said or []).append)
+
+
+def test_the_embedded_server_follows_a_schema_and_no_answer_is_paid_for_twice(tmp_path, smollm_gguf):
+    requests = [ask(f"Name a colour. Number {i}.", SCHEMA) for i in range(5)]
+    answers, usage = run([*requests, requests[0]], llamacpp(smollm_gguf), tmp_path)
+    assert (usage.sent, usage.from_disk) == (5, 0)
+    assert answers[5] == answers[0]
+    for answer in answers:
+        assert isinstance(json.loads(answer.text)["items"][0], str)
+        assert answer.completion_tokens > 0
+    # a model that is no longer there shows that nothing is started or sent
+    again, usage = run(requests, llamacpp("/nowhere.gguf"), tmp_path)
+    assert (usage.sent, usage.from_disk) == (0, 5)
+    assert again == answers[:5]
+
+
+def test_one_request_at_a_time_gives_the_same_answers_in_any_order(tmp_path, smollm_gguf):
+    requests = [ask(f"Write a sentence about welding, number {i}.") for i in range(3)]
+    config = llamacpp(smollm_gguf, concurrency=1)
+    first, _ = run(requests, config, tmp_path / "a")
+    second, _ = run(requests[::-1], config, tmp_path / "b")
+    assert [a.text for a in first] == [a.text for a in second[::-1]]
+
+
+def test_the_server_is_gone_when_the_work_is_done_or_fails(tmp_path, smollm_gguf):
+    import httpx
+
+    with pytest.raises(ZeroDivisionError), serve(llamacpp(smollm_gguf), tmp_path / "log", print) as endpoint:
+        assert httpx.get(f"{endpoint.url}/models", trust_env=False).status_code == 200
+        1 / 0  # noqa: B018
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{endpoint.url}/models", trust_env=False)
+
+
+def test_a_server_that_dies_shows_the_end_of_its_log(tmp_path):
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"this is not a model")
+    with pytest.raises(ServerDied, match=r"(?s)ended with code.*bad\.gguf"):
+        run([ask("x")], llamacpp(bad), tmp_path)
+
+
+def test_a_missing_model_is_the_users_mistake(tmp_path):
+    with pytest.raises(InputError, match="no such model"):
+        run([ask("x")], llamacpp(tmp_path / "none.gguf"), tmp_path)
+
+
+def test_passing_failures_are_retried_and_the_answer_is_kept(tmp_path, faulty):
+    faulty.replies += [(503, {"error": "loading"}), (200, {"no": "choices"}), reply("<think>hm</think> fine")]
+    config = LLMConfig(serve="endpoint", url=faulty.url, concurrency=1)
+    answers, _ = run([ask("x")], config, tmp_path)
+    assert answers[0].text == "fine"
+    assert len(faulty.seen) == 3
+
+
+def test_a_refused_request_is_told_at_once_with_the_servers_words(tmp_path, faulty):
+    faulty.replies.append((400, {"error": "max_tokens is too large: 9999"}))
+    with pytest.raises(InputError, match=r"HTTP 400.*max_tokens is too large"):
+        run([ask("x")], LLMConfig(serve="endpoint", url=faulty.url), tmp_path)
+    assert len(faulty.seen) == 1
+
+
+def test_answers_that_came_before_a_failure_are_on_disk(tmp_path, faulty):
+    faulty.replies += [reply("one"), reply("two"), (400, {"error": "no"})]
+    config = LLMConfig(serve="endpoint", url=faulty.url, concurrency=1)
+    requests = [ask(f"{i}") for i in range(4)]
+    with pytest.raises(InputError):
+        run(requests, config, tmp_path)
+    faulty.replies[:] = [reply("later")]
+    answers, usage = run(requests, config, tmp_path)
+    assert [a.text for a in answers] == ["one", "two", "later", "later"]
+    assert (usage.from_disk, usage.sent) == (2, 2)
+
+
+def test_the_api_key_is_sent_but_never_stored(tmp_path, faulty, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    faulty.replies.append(reply("ok"))
+    said = []
+    run([ask("x")], LLMConfig(serve="endpoint", url=faulty.url, api_key_env="MY_KEY"), tmp_path, said)
+    assert faulty.seen[0][0]["Authorization"] == "Bearer sk-very-secret"
+    stored = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    assert b"very-secret" not in stored + "".join(said).encode()
+
+
+def test_a_proxy_in_the_environment_is_not_used(tmp_path, faulty, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("all_proxy", "http://127.0.0.1:9")
+    faulty.replies.append(reply("direct"))
+    assert run([ask("x")], LLMConfig(serve="endpoint", url=faulty.url), tmp_path)[0][0].text == "direct"
+
+
+def test_an_endpoint_that_is_not_there_or_serves_another_model_is_an_error(tmp_path, faulty):
+    with pytest.raises(InputError, match="no OpenAI-compatible server answers"):
+        run([ask("x")], LLMConfig(serve="endpoint", url="http://127.0.0.1:9"), tmp_path)
+    with pytest.raises(InputError, match="it serves m"):
+        run([ask("x")], LLMConfig(serve="endpoint", url=faulty.url, model="other"), tmp_path)
+
+
+def test_a_store_that_is_no_database_is_an_error(tmp_path):
+    (tmp_path / "llm.sqlite").write_bytes(os.urandom(4096))
+    with pytest.raises(InputError, match="not a usable SQLite file"):
+        AnswerStore(tmp_path / "llm.sqlite")
+
+
+def test_each_answer_is_committed_on_its_own(tmp_path, faulty):
+    faulty.replies.append(reply("ok"))
+    run([ask("x")], LLMConfig(serve="endpoint", url=faulty.url), tmp_path)
+    with sqlite3.connect(tmp_path / "llm.sqlite") as db:
+        (request,) = db.execute("SELECT request FROM answers").fetchone()
+    assert json.loads(request)["messages"][0]["content"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("<think>a\nb</think>\n{}", "{}"),
+        ("reasoning without its opening tag</think>答案", "答案"),
+        ("plain", "plain"),
+        ("<think>cut off by max_tok", ""),
+    ],
+)
+def test_thinking_is_taken_out(raw, clean):
+    assert strip_thinking(raw) == clean
