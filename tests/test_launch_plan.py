@@ -230,7 +230,7 @@ def test_paths_are_relative_to_the_yaml(folder: Path, monkeypatch: pytest.Monkey
 )
 def test_bad_yaml_is_explained(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "l.yaml").write_text(text)
-    with pytest.raises(InputError, match="l.yaml") as caught:
+    with pytest.raises(InputError, match=r"l\.yaml") as caught:
         load_config(tmp_path / "l.yaml")
     assert message in str(caught.value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,15 @@ def test_m3_needs_its_heads_and_no_mrl(found: Any) -> None:
     problems = found(recipe="m3-unified", arguments={"use_mrl": True})
     assert problems["model.heads"].severity == "warning"
     assert problems["model.mrl"].severity == "error"
+
+
+def test_m3_in_half_precision_is_refused(found: Any, tmp_path: Path, models: Path) -> None:
+    shutil.copytree(models / "m3", tmp_path / "half")
+    config = json.loads((models / "m3" / "config.json").read_text())
+    (tmp_path / "half" / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
+    half = str(tmp_path / "half")
+    assert found(model=half, recipe="m3-unified")["model.half"].severity == "error"
+    assert "model.half" not in found(model=half)
 
 
 def test_pooling_unlike_the_base_models_warns(found: Any) -> None:

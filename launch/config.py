@@ -1,0 +1,127 @@
+"""launch.yaml as a frozen model. Every path in it is relative to the YAML's own folder."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from factory.records import InputError, problem
+
+Pooling = Literal["cls", "mean", "last_token"]  # the choices of FlagEmbedding's sentence_pooling_method
+
+
+class Frozen(BaseModel):
+    """A frozen model that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Hardware(Frozen):
+    """Where to train. `auto`: every visible GPU; without a GPU, one process on the CPU."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    nproc_per_node: Literal["auto"] | int = "auto"
+
+    @field_validator("nproc_per_node")
+    @classmethod
+    def _positive(cls, value: str | int) -> str | int:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("expected auto or a number from 1 on")
+        return value
+
+
+class LaunchConfig(Frozen):
+    """The whole of launch.yaml, paths absolute.
+
+    Defaults: temperature, group size and seed are FlagEmbedding's own
+    (abc/finetune/embedder/AbsArguments.py); the learning rate is the one of its embedder examples;
+    lengths are in tokens of the model's tokenizer and fit questions and passages of about 200 words.
+    """
+
+    recipe: Literal["base", "m3-unified"] = "base"
+    model: Path
+    train_data: tuple[Path, ...] = Field(min_length=1)
+    output: Path
+    hardware: Hardware = Hardware()
+    deepspeed: str | None = None
+    pooling: Pooling | None = None
+    query_instruction: str = ""
+    passage_instruction: str = ""
+    epochs: float = Field(default=2, gt=0)
+    learning_rate: float = Field(default=1e-5, gt=0)
+    batch_size: int = Field(default=8, ge=1)
+    train_group_size: int = Field(default=8, ge=1)
+    query_max_len: int = Field(default=64, ge=2)
+    passage_max_len: int = Field(default=256, ge=2)
+    temperature: float = Field(default=0.02, gt=0)
+    seed: int = Field(default=42, ge=0)
+    arguments: dict[str, Any] = {}
+
+    @field_validator("train_data", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | Path) else value
+
+
+def absolute(path: str | Path, folder: Path) -> Path:
+    """`path` with `~` and `$VAR` expanded, relative to `folder`. ValueError if a variable is not set."""
+    expanded = os.path.expandvars(os.path.expanduser(str(path)))
+    if "$" in expanded:
+        raise ValueError(f"{path}: the environment variable in it is not set")
+    return Path(os.path.normpath(folder / expanded))
+
+
+def load_config(path: Path) -> LaunchConfig:
+    """The configuration in a YAML file.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or does not fit; names the key, and for an
+            unknown key the nearest known one.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    if not path.is_file():
+        raise InputError("no such file", where=path, fix="give the path of a launch.yaml")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise InputError(f"not valid YAML: {e}", where=path) from e
+    if not isinstance(raw, dict):
+        raise InputError(f"expected keys and values, got {type(raw).__name__}", where=path)
+    for key in raw:
+        if key not in LaunchConfig.model_fields:
+            near = difflib.get_close_matches(str(key), LaunchConfig.model_fields, n=1)
+            fix = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(LaunchConfig.model_fields)}"
+            fix += " Arguments of the trainer itself go under `arguments:`."
+            raise InputError(f"{key!r} is not a known key", where=path, fix=fix)
+    try:
+        config = LaunchConfig.model_validate(raw)
+        folder = path.resolve().parent
+        places: dict[str, Any] = {
+            "model": absolute(config.model, folder),
+            "output": absolute(config.output, folder),
+            "train_data": tuple(absolute(p, folder) for p in config.train_data),
+        }
+        if config.deepspeed and ("/" in config.deepspeed or config.deepspeed.endswith(".json")):
+            places["deepspeed"] = str(absolute(config.deepspeed, folder))
+    except ValidationError as e:
+        raise InputError(problem(e), where=path) from e
+    except ValueError as e:
+        raise InputError(str(e), where=path, fix="set the variable, or write the path out") from e
+    return config.model_copy(update=places)
+
+
+def deepspeed_file(value: str | None) -> Path | None:
+    """The DeepSpeed file that `deepspeed:` names: a path, or the name of a file in ds_configs/.
+
+    A wheel carries the folder inside the package; a checkout has it beside the package.
+    """
+    if value is None or "/" in value or value.endswith(".json"):
+        return Path(value) if value else None
+    here = Path(__file__).resolve().parent
+    folders = [here / "ds_configs", here.parent / "ds_configs"]
+    return next((f / f"{value}.json" for f in folders if f.is_dir()), folders[0] / f"{value}.json")

@@ -1,0 +1,161 @@
+"""Which arguments the *installed* trainer accepts, and what became of those that it no longer does.
+
+HfArgumentParser stops on any unknown argument, and which exist differs between transformers 4
+and 5. So the names come from the installed dataclasses, never from a list kept here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from argparse import ArgumentParser
+from dataclasses import dataclass
+from typing import Any
+
+from factory.records import InputError
+from launch.problems import Problem, error
+
+MODULES = {
+    "base": "FlagEmbedding.finetune.embedder.encoder_only.base",
+    "m3-unified": "FlagEmbedding.finetune.embedder.encoder_only.m3",
+}
+_CLASSES = {"base": "EncoderOnlyEmbedder", "m3-unified": "EncoderOnlyEmbedderM3"}
+
+# Old name → new name, where only the name changed.
+RENAMED = {
+    "no_cuda": "use_cpu",
+    "evaluation_strategy": "eval_strategy",
+    "normlized": "normalize_embeddings",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+}
+# Old name → why it can be left out.
+DROPPED = {
+    "overwrite_output_dir": "no longer there; use `bge-launch run --overwrite`, which keeps the old folder",
+    "save_safetensors": "the trainer now always writes safetensors",
+    "do_train": "FlagEmbedding always trains, and with it refuses the folder that already holds launch.log",
+}
+# Arguments that bge-launch decides, and the key of launch.yaml to set instead.
+OWNED = {
+    "model_name_or_path": "model",
+    "train_data": "train_data",
+    "output_dir": "output",
+    "deepspeed": "deepspeed",
+    "sentence_pooling_method": "pooling",
+    "query_instruction_for_retrieval": "query_instruction",
+    "passage_instruction_for_retrieval": "passage_instruction",
+    "num_train_epochs": "epochs",
+    "learning_rate": "learning_rate",
+    "per_device_train_batch_size": "batch_size",
+    "train_group_size": "train_group_size",
+    "query_max_len": "query_max_len",
+    "passage_max_len": "passage_max_len",
+    "temperature": "temperature",
+    "seed": "seed",
+    "use_cpu": "hardware.device",
+    "ddp_backend": "hardware.device",
+    "cache_path": "output",
+}
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The names that a trainer accepts; `parser` is its own HfArgumentParser."""
+
+    names: frozenset[str]
+    parser: ArgumentParser | None = None
+
+
+@dataclass(frozen=True)
+class Translated:
+    """Extra arguments under names that the installed trainer accepts."""
+
+    arguments: dict[str, Any]
+    env: dict[str, str]
+    notes: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+
+def installed(recipe: str) -> Contract:
+    """The contract of the installed FlagEmbedding and transformers. InputError if they are not there."""
+    try:
+        from transformers import HfArgumentParser
+
+        module = importlib.import_module(MODULES[recipe])
+    except ImportError as e:
+        raise InputError(f"FlagEmbedding cannot be imported: {e}", fix="pip install 'FlagEmbedding[finetune]'") from e
+    kinds = ("ModelArguments", "DataArguments", "TrainingArguments")
+    parser = HfArgumentParser([getattr(module, _CLASSES[recipe] + kind) for kind in kinds])
+    return Contract(frozenset(action.dest for action in parser._actions if action.dest != "help"), parser)
+
+
+def refusal(contract: Contract, arguments: list[str]) -> str | None:
+    """What the trainer's own parser says against a command line; None if it takes it."""
+    if contract.parser is None:
+        return None
+
+    class Refused(Exception):
+        pass
+
+    def refuse(message: str) -> None:
+        raise Refused(message)
+
+    contract.parser.error = refuse  # type: ignore[method-assign, assignment]  # argparse would end the process
+    try:
+        _, unknown = contract.parser.parse_known_args(arguments)
+    except Refused as e:
+        return str(e)
+    return f"unknown: {' '.join(unknown)}" if unknown else None
+
+
+def translate(arguments: dict[str, Any], names: frozenset[str]) -> Translated:
+    """`arguments:` of launch.yaml in the installed trainer's words; every problem, not only the first."""
+    known: dict[str, Any] = {}
+    env: dict[str, str] = {}
+    notes: list[str] = []
+    problems: list[Problem] = []
+    for given, value in arguments.items():
+        name = given.lstrip("-").replace("-", "_")
+        if name in DROPPED:
+            notes.append(f"arguments.{given} is left out: {DROPPED[name]}")
+            continue
+        if name not in names and name == "logging_dir":
+            env["TENSORBOARD_LOGGING_DIR"] = str(value)
+            notes.append(f"arguments.{given} is gone from transformers 5: set as TENSORBOARD_LOGGING_DIR instead")
+            continue
+        new = _renamed(name, value, names)
+        if new != name:
+            notes.append(f"arguments.{given} is called {new} in the installed trainer: translated")
+        if new in OWNED:
+            fix = f"set `{OWNED[new]}:` of launch.yaml instead"
+            problems.append(error("argument.owned", f"arguments.{given}: bge-launch sets {new} itself", fix))
+        elif new == "resume_from_checkpoint":
+            fix = "leave it out; a run starts from `model`"
+            problems.append(error("argument.refused", f"arguments.{given}: resuming is not supported yet", fix))
+        elif new in names:
+            known[new] = value
+        else:
+            near = difflib.get_close_matches(new, names, n=1, cutoff=0.5)
+            fix = f"did you mean {near[0]!r}?" if near else "see `python -m " + MODULES["base"] + " --help`"
+            reason = f"arguments.{given}: the installed trainer has no such argument"
+            problems.append(error("argument.unknown", reason, fix))
+    return Translated(known, env, tuple(notes), tuple(problems))
+
+
+def warmup_name(names: frozenset[str]) -> str:
+    """Where a warm-up *fraction* goes: transformers 5 takes it as a float below 1 in warmup_steps."""
+    return "warmup_ratio" if "warmup_ratio" in names else "warmup_steps"
+
+
+def _renamed(name: str, value: Any, names: frozenset[str]) -> str:
+    if name == "warmup_ratio":
+        return warmup_name(names)
+    if name == "warmup_steps" and _is_fraction(value):
+        return warmup_name(names)
+    return RENAMED.get(name, name) if name not in names else name
+
+
+def _is_fraction(value: Any) -> bool:
+    try:
+        return 0 < float(value) < 1
+    except (TypeError, ValueError):
+        return False

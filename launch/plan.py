@@ -1,0 +1,234 @@
+"""LaunchPlan: the one frozen object that is checked, shown and run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from launch.base_model import overrides, stored_pooling
+from launch.batch import BatchFacts, batch_facts
+from launch.config import Frozen, LaunchConfig, deepspeed_file, load_config
+from launch.contract import MODULES, Contract, installed, refusal, translate
+from launch.data import DataFacts, scan
+from launch.problems import Problem, error, warning
+from launch.recipes import Argument, Precision, Situation, recipe_arguments
+
+
+class Machine(Frozen):
+    """What this machine offers. `cores` are those that this process may use."""
+
+    gpus: int
+    bf16: bool
+    cores: int
+
+
+class LaunchPlan(Frozen):
+    """A whole training run, decided. `check`, `show` and `run` all use this very object.
+
+    `argv` is what is executed, word for word; `env` is added to the environment; `prepared` is a
+    folder beside the output that stands in for `model`, with `overrides` in its config.json; None
+    where the model is used as it is.
+    """
+
+    recipe: str
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    workdir: Path
+    arguments: tuple[Argument, ...]
+    batch: BatchFacts
+    data: DataFacts
+    machine: Machine
+    device: Literal["cpu", "cuda"]
+    precision: Precision
+    world_size: int
+    pooling: str
+    model: Path
+    prepared: Path | None
+    overrides: dict[str, Any]
+    output: Path
+    cache: Path
+    deepspeed: Path | None
+    notes: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+    def value(self, name: str) -> str | None:
+        """The first word of an argument, None where it is not passed."""
+        return next((a.words[0] for a in self.arguments if a.name == name and a.words), None)
+
+    def on(self, name: str) -> bool:
+        """Whether a yes-or-no argument is passed as true."""
+        return (self.value(name) or "").lower() in ("true", "1", "yes", "y", "t")
+
+
+def detect() -> Machine:
+    """This machine's GPUs, bf16 support and cores."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Machine(gpus=gpus, bf16=gpus > 0 and torch.cuda.is_bf16_supported(), cores=cores)
+
+
+def plan_file(path: Path) -> LaunchPlan:
+    """The plan of a launch.yaml on this machine. InputError if the file does not fit."""
+    config = load_config(path)
+    return make_plan(config, detect(), installed(config.recipe))
+
+
+def make_plan(config: LaunchConfig, machine: Machine, contract: Contract) -> LaunchPlan:
+    """Decides everything. Problems with data or arguments are in the plan, not raised."""
+    extra = translate(config.arguments, contract.names)
+    config = config.model_copy(update={"arguments": extra.arguments})
+    device = config.hardware.device
+    if device == "auto":
+        device = "cuda" if machine.gpus else "cpu"
+    every = max(machine.gpus, 1) if device == "cuda" else 1
+    world_size = every if config.hardware.nproc_per_node == "auto" else config.hardware.nproc_per_node
+    precision: Precision = "fp32" if device == "cpu" else "bf16" if machine.bf16 else "fp16"
+
+    notes, problems = list(extra.notes), list(extra.problems)
+    pooling = config.pooling or stored_pooling(config.model) or "cls"
+    changed = overrides(config.model, device)
+    prepared = config.output.parent / f".{config.output.name}-base" if changed else None
+    if changed.keys() - {"dtype", "torch_dtype"}:
+        notes.append(f"dropout is off: it makes a step on a CPU much slower; {prepared} stands in for the model")
+    if changed.keys() & {"dtype", "torch_dtype"}:
+        notes.append(f"the half-precision weights are trained as float32; {prepared} stands in for the model")
+    data = scan(config.train_data, config.train_group_size)
+    cache = config.output / ".cache"
+    situation = Situation(
+        model=prepared or config.model,
+        deepspeed=deepspeed_file(config.deepspeed),
+        cache=cache,
+        data=tuple(f.path for f in data.files),
+        pooling=pooling,
+        device=device,
+        world_size=world_size,
+        precision=precision,
+        fully_scored=data.fully_scored,
+        tensorboard=importlib.util.find_spec("tensorboard") is not None,
+        names=contract.names,
+    )
+    batch, bad_numbers = _batch(config, data, world_size)
+    problems += bad_numbers
+    arguments = recipe_arguments(config, situation, batch.updates)
+    words = [w for a in arguments for w in (f"--{a.name}", *a.words)]
+    refused = refusal(contract, words)
+    if refused:
+        problems.append(error("argument.value", f"the installed trainer does not take the arguments: {refused}"))
+    torchrun = Path(sys.executable).parent / "torchrun"
+    argv = [str(torchrun), "--standalone", "--nproc_per_node", str(world_size), "-m", MODULES[config.recipe], *words]
+    return LaunchPlan(
+        recipe=config.recipe,
+        argv=tuple(argv),
+        env=_env(device, machine.cores, world_size) | extra.env,
+        workdir=Path.cwd(),
+        arguments=tuple(arguments),
+        batch=batch,
+        data=data,
+        machine=machine,
+        device=device,
+        precision=precision,
+        world_size=world_size,
+        pooling=pooling,
+        model=config.model,
+        prepared=prepared,
+        overrides=changed,
+        output=config.output,
+        cache=cache,
+        deepspeed=situation.deepspeed,
+        notes=tuple(notes),
+        problems=tuple(problems + _pooling_problems(config)),
+    )
+
+
+def _env(device: str, cores: int, world_size: int) -> dict[str, str]:
+    env = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    if device == "cpu":
+        env["OMP_NUM_THREADS"] = str(max(cores // world_size, 1))  # torchrun would set 1 for several processes
+    return env
+
+
+def _batch(config: LaunchConfig, data: DataFacts, world_size: int) -> tuple[BatchFacts, list[Problem]]:
+    """The counts under `arguments:` too; one that is no number is reported and taken as unset."""
+    problems: list[Problem] = []
+    numbers: dict[str, int] = {}
+    for name, unset, least in (("gradient_accumulation_steps", 1, 1), ("max_steps", -1, -1)):
+        given = str(config.arguments.get(name, unset))
+        numbers[name] = int(given) if given.lstrip("-").isdigit() and int(given) >= least else unset
+        if str(numbers[name]) != given:
+            problems.append(
+                error("argument.value", f"arguments.{name}: expected a number from {least} on, got {given}")
+            )
+
+    def flag(name: str, default: bool) -> bool:
+        return str(config.arguments.get(name, default)).lower() in ("true", "1", "yes", "y", "t")
+
+    facts = batch_facts(
+        data,
+        batch_size=config.batch_size,
+        group_size=config.train_group_size,
+        world_size=world_size,
+        epochs=config.epochs,
+        drop_last=flag("dataloader_drop_last", True),
+        cross_device=flag("negatives_cross_device", world_size > 1),
+        accumulation=numbers["gradient_accumulation_steps"],
+        max_steps=numbers["max_steps"],
+        same_dataset=flag("same_dataset_within_batch", False),
+    )
+    return facts, problems
+
+
+def _pooling_problems(config: LaunchConfig) -> list[Problem]:
+    stored = stored_pooling(config.model)
+    if config.pooling is None and stored is None:
+        reason = f"{config.model}: no 1_Pooling/config.json says how the model pools; cls is assumed"
+        return [warning("pooling.assumed", reason, "set `pooling:` to what the model's page says")]
+    if config.pooling and stored and config.pooling != stored:
+        reason = f"pooling is {config.pooling}, but the base model was trained with {stored}"
+        return [warning("pooling.differs", reason, f"set `pooling: {stored}`, or leave it out")]
+    return []
+
+
+def command(plan: LaunchPlan) -> str:
+    """The plan as one shell command: environment, then argv, one argument a line."""
+    lines: list[list[str]] = [[f"{name}={shlex.quote(value)}" for name, value in plan.env.items()], [plan.argv[0]]]
+    for word in plan.argv[1:]:
+        if word.startswith("-") and not _is_number(word):
+            lines.append([])
+        lines[-1].append(shlex.quote(word))
+    return " \\\n  ".join(" ".join(line) for line in lines)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+        return True
+    except ValueError:
+        return False
+
+
+def summary(plan: LaunchPlan) -> dict[str, Any]:
+    """The plan's facts, for people: what → how much."""
+    b = plan.batch
+    negatives = f"{b.hard_negatives} hard + {b.in_batch_negatives} in batch"
+    if plan.recipe == "m3-unified" and b.local_negatives != b.in_batch_negatives:
+        negatives += f" (sparse and ColBERT: {b.local_negatives}, they never cross devices)"
+    distilled = "on" if plan.on("knowledge_distillation") else "off"
+    return {
+        "recipe": plan.recipe,
+        "device": f"{plan.device}, {plan.world_size} process{'es' if plan.world_size > 1 else ''}, {plan.precision}",
+        "rows": b.rows,
+        "queries per step": b.queries_per_step,
+        "steps per epoch": b.steps_per_epoch,
+        "updates in all": b.updates,
+        "rows left over in each epoch": b.dropped,
+        "negatives per query": negatives,
+        "pooling": plan.pooling,
+        "distillation from scores": f"{distilled} ({plan.data.scored} of {b.rows} rows have scores)",
+        "output": plan.output,
+    }
