@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +41,11 @@ TYPES = {
     }
     | {"keyword": "a few keywords", "colloquial": "everyday slang"},
 }
+MAX_CHARACTERS = {
+    "zh": {"question": 80, "rephrased": 80, "answer": 60},
+    "en": {"question": 240, "rephrased": 240, "answer": 180},
+}
+NUMBERING = re.compile(r"^(第?[\d.]+[章节]?|[一二三四五六七八九十]+|[（(][\d一二三四五六七八九十]+[)）])[、.．\s]\s*")
 
 
 @dataclass(frozen=True)
@@ -80,12 +86,13 @@ def prompt_file(config: GenerateConfig, lang: str) -> Path:
     return PROMPTS / f"{family}.{lang}.md"
 
 
-def schema(config: GenerateConfig) -> dict[str, Any]:
+def schema(config: GenerateConfig, lang: str) -> dict[str, Any]:
     """The JSON schema of one answer: `questions_per_passage` items."""
     fields = ["question", "rephrased", "answer"] if config.pairing == "question-question" else ["question", "answer"]
     item = {
         "type": "object",
-        "properties": {f: {"type": "string"} for f in fields},
+        # the limits keep a small model from repeating itself until max_tokens
+        "properties": {f: {"type": "string", "minLength": 1, "maxLength": MAX_CHARACTERS[lang][f]} for f in fields},
         "required": fields,
         "additionalProperties": False,
     }
@@ -143,7 +150,7 @@ def requests_for(passages: list[Passage], config: Config) -> list[Request]:
         prompt = prompts.setdefault(lang, read_prompt(prompt_file(config.generate, lang)))
         variables = {
             "passage": passage.text,
-            "context": " > ".join(dict.fromkeys(filter(None, (passage.title, *passage.headings)))) or passage.source,
+            "context": context_of(passage),
             "count": config.generate.questions_per_passage,
             "types": ("、" if lang == "zh" else ", ").join(
                 TYPES[lang].get(t, t) for t in types_of(number, config.generate)
@@ -155,10 +162,16 @@ def requests_for(passages: list[Passage], config: Config) -> list[Request]:
                 max_tokens=config.generate.max_tokens,
                 temperature=config.generate.temperature,
                 seed=config.llm.seed,
-                schema=schema(config.generate),
+                schema=schema(config.generate, lang),
             )
         )
     return requests
+
+
+def context_of(passage: Passage) -> str:
+    """Title and heading path without their numbering, which small models copy into questions."""
+    parts = [NUMBERING.sub("", part) for part in (passage.title, *passage.headings)]
+    return " > ".join(dict.fromkeys(filter(None, parts))) or passage.source
 
 
 def types_of(number: int, config: GenerateConfig) -> list[str]:

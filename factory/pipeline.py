@@ -162,9 +162,8 @@ class Build:
         pairs, targets = self._to_train()
         c = self.config.score
         reranker = load_reranker(c.reranker, c.batch_size, self.config.model.device) if c.reranker else None
-        table = hybrid.score(
-            pq.read_table(self.ws.path(CANDIDATES)).to_pydict(), pairs, targets, self.encoder, reranker
-        )
+        candidates = pq.read_table(self.ws.path(CANDIDATES)).to_pydict()
+        table = hybrid.score(candidates, pairs, targets, *self._vectors(pairs, targets), reranker)
         self._write_table(SCORES, table)
         return Outcome(len(table), len(table), [], {"candidates": len(table), "features": len(hybrid.COLUMNS) - 4})
 

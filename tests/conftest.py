@@ -1,0 +1,54 @@
+"""What tests share: real small models, fetched once, and collections that may lie beside the repository."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any test imports transformers: no test may open a socket to a hub
+
+from pathlib import Path
+
+import pytest
+
+from factory import demo_models
+from factory.records import InputError
+
+
+def _model(name: str) -> Path:
+    try:
+        return demo_models.ensure([name])[name]
+    except InputError as e:  # `make test` fetches them first, and fails if it cannot; a plain `pytest` goes on
+        pytest.skip(f"model {name} is not here and cannot be fetched: {e.what}")
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    """Where the demo models lie."""
+    return demo_models.models_dir()
+
+
+@pytest.fixture(scope="session")
+def e5_small() -> Path:
+    """multilingual-e5-small, a sentence-transformers folder: Chinese and English."""
+    return _model("e5-small")
+
+
+@pytest.fixture(scope="session")
+def smollm_gguf() -> Path:
+    """SmolLM2-135M-Instruct, a GGUF file: it answers, but nonsense."""
+    return _model("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def minilm_en() -> Path:
+    """all-MiniLM-L6-v2, a sentence-transformers folder: English."""
+    return _model("minilm-en")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Collections with human queries (BEIR layout) in `shared/data` beside the repository, where there are some."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    return folder
