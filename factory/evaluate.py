@@ -193,9 +193,11 @@ def render_table(evaluation: Evaluation) -> Table:
     change = {(d.model, d.mode): d.metrics for d in e.differences}
     left_out = f" ({e.queries_without_judgement:,} without judgement left out)" if e.queries_without_judgement else ""
     table = Table(
-        title=f"{e.queries:,} queries{left_out}, {e.passages:,} passages. Percent; differences in points, 95 % interval",
+        title=f"{e.queries:,} queries{left_out}, {e.passages:,} passages",
+        caption="in percent; differences in points, with 95 % interval",
         box=box.SIMPLE_HEAD,
         title_justify="left",
+        caption_justify="left",
     )
     table.add_column("metric", no_wrap=True)
     for name in (BM25, *models[:1]):

@@ -24,25 +24,27 @@ from factory.records import Dropped, InputError, Pair, Passage
 from factory.workspace import fingerprint
 
 PROMPTS = Path(__file__).parent / "prompts"
+# How each kind is asked for; a kind that is not here is handed to the prompt as the user wrote it.
 TYPES = {
     "zh": {
-        "fact": "事实或数值",
-        "how-to": "怎么做",
-        "symptom": "看到现象找原因",
-        "comparison": "两者有什么区别",
-        "keyword": "几个关键词",
-        "colloquial": "车间口语",
+        "fact": "问一个具体的数值或事实",
+        "how-to": "问该怎么做",
+        "symptom": "说出看到的现象，问是什么原因",
+        "comparison": "问两样东西有什么区别",
+        "keyword": "只写几个搜索用的关键词",
+        "colloquial": "用最土的车间话问",
     },
     "en": {
-        "fact": "a fact or figure",
-        "how-to": "how to do it",
-        "symptom": "from a symptom to its cause",
-        "comparison": "a comparison",
-    }
-    | {"keyword": "a few keywords", "colloquial": "everyday slang"},
+        "fact": "asks for a figure or fact",
+        "how-to": "asks what to do",
+        "symptom": "tells what was seen and asks why",
+        "comparison": "asks how two things differ",
+        "keyword": "is only a few search keywords",
+        "colloquial": "is asked in slang",
+    },
 }
 MAX_CHARACTERS = {
-    "zh": {"question": 80, "rephrased": 80, "answer": 60},
+    "zh": {"question": 60, "rephrased": 60, "answer": 40},
     "en": {"question": 240, "rephrased": 240, "answer": 180},
 }
 NUMBERING = re.compile(r"^(第?[\d.]+[章节]?|[一二三四五六七八九十]+|[（(][\d一二三四五六七八九十]+[)）])[、.．\s]\s*")
@@ -152,9 +154,7 @@ def requests_for(passages: list[Passage], config: Config) -> list[Request]:
             "passage": passage.text,
             "context": context_of(passage),
             "count": config.generate.questions_per_passage,
-            "types": ("、" if lang == "zh" else ", ").join(
-                TYPES[lang].get(t, t) for t in types_of(number, config.generate)
-            ),
+            "types": in_turn(types_of(number, config.generate), lang),
         }
         requests.append(
             Request(
@@ -166,6 +166,14 @@ def requests_for(passages: list[Passage], config: Config) -> list[Request]:
             )
         )
     return requests
+
+
+def in_turn(types: list[str], lang: str) -> str:
+    """The kinds as a sentence: `第1个问该怎么做，第2个…`, `number 1 asks what to do, number 2 …`."""
+    asked = [TYPES[lang].get(kind, kind) for kind in types]
+    if lang == "zh":
+        return "，".join(f"第{i}个{kind}" for i, kind in enumerate(asked, 1))
+    return ", ".join(f"number {i} {kind}" for i, kind in enumerate(asked, 1))
 
 
 def context_of(passage: Passage) -> str:

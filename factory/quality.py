@@ -16,7 +16,7 @@ from factory.retrieve import rank_of_target, targets_of
 DANGLING = {
     "zh": re.compile(
         r"本文|本研究|本章|本节|本段|本手册|本规程|本案例|上文|上述|前述|下文|下述|该文|文中|文章|这段|此段|这篇|此文|"
-        r"资料中|材料中|资料里|资料提|段落|(根据|依据|按照)(资料|材料|文本|原文|描述|以上|所给)|提到的|所述|该(方法|研究|案例|章节|部分|表格)|下表|上表|如图"
+        r"资料中|材料中|资料里|资料提|段落|(根据|依据|按照)(资料|材料|文本|原文|描述|以上|所给)|提到的|所述|(手册|规程|指南|指导书|报告|书)(中|里|上)?(指出|提到|说|写|规定|给出)|该(方法|研究|案例|章节|部分|表格)|下表|上表|如图"
     ),
     "en": re.compile(
         r"\b(this|that|above|following|given|provided) (paper|study|section|report|material|chapter|table|figure)s?\b"
