@@ -53,12 +53,11 @@ def find_files(config: InputConfig) -> list[tuple[Path, str]]:
             raise InputError(
                 "no such file or folder, or nothing in it", where=pattern, fix="correct input.path in the configuration"
             )
-        for file, name in files:
-            found.setdefault(file.resolve(), name)
-    names = sorted((name, str(file)) for file, name in found.items())
+        for each, name in files:
+            found.setdefault(each.resolve(), name)
     taken: set[str] = set()
     result = []
-    for name, file in names:
+    for name, file in sorted((name, str(file)) for file, name in found.items()):
         unique = name if name not in taken else file
         taken.add(unique)
         result.append((Path(file), unique))
@@ -238,7 +237,7 @@ def _strict(raw: bytes, encoding: str) -> str:
 def _plausibly_chinese(text: str) -> bool:
     """Western text in a one-byte encoding also decodes as GB18030, but into rare characters."""
     high = [c for c in text if c > "\x7f"]
-    common = 0
+    common = 0.0
     for c in high:
         try:
             common += len(c.encode("gb2312")) == 2

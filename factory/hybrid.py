@@ -135,7 +135,7 @@ def _rerank(
     asked += [
         pair for pair in ((p.query, targets[i].text) for p, i in zip(pairs, own, strict=True)) if pair not in set(asked)
     ]
-    logits = {}
+    logits: dict[tuple[str, str], float] = {}
     with bar("rerank", "pair", len(asked)) as shown:
         for start in range(0, len(asked), 1024):
             block = asked[start : start + 1024]

@@ -19,7 +19,9 @@ def main() -> None:
     params.port = port
     params.n_parallel = slots
     params.n_ctx = slots * context
-    params.cache_prompt = slots > 1  # one slot is the reproducible mode: an answer must not depend on the request before
+    params.cache_prompt = (
+        slots > 1
+    )  # one slot is the reproducible mode: an answer must not depend on the request before
     params.cpuparams.n_threads = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

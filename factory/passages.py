@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from bisect import bisect_right
 from collections import defaultdict
@@ -111,7 +112,7 @@ def heading_paths(document: Document) -> tuple[list[int], list[tuple[str, ...]]]
         line_starts.append(line_starts[-1] + len(line) + 1)
     path: list[tuple[int, str]] = []
     tokens = MarkdownIt("commonmark").parse(document.text)
-    for token, inline in zip(tokens, tokens[1:], strict=False):
+    for token, inline in itertools.pairwise(tokens):
         if token.type == "heading_open" and token.map and token.level == 0:
             level = int(token.tag[1])
             path = [*[(depth, title) for depth, title in path if depth < level], (level, inline.content.strip())]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -25,7 +25,7 @@ def bar(description: str, unit: str, total: int | None, **options: Any) -> tqdm[
 
 def progress(items: Iterable[T], description: str, unit: str) -> Iterable[T]:
     """Iterate with a bar; the total is taken from `items` if it has a length."""
-    with bar(description, unit, len(items) if hasattr(items, "__len__") else None) as shown:
+    with bar(description, unit, len(items) if isinstance(items, Sized) else None) as shown:
         for item in items:
             yield item
             shown.update()

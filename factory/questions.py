@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from pydantic import Field
@@ -72,7 +73,7 @@ def passages_of(question: Question, passages: list[Passage]) -> list[str]:
         named = [(p, squeeze(p.text)) for p in passages if _names(p.source, answer)]
         holding = [p.id for p, text in named if quote in text]
         if not holding:
-            for (a, left), (b, right) in zip(named, named[1:], strict=False):
+            for (a, left), (b, right) in itertools.pairwise(named):
                 at = (left + right).find(quote)
                 if a.document_id == b.document_id and at >= 0:
                     holding = [a.id if len(left) - at >= len(quote) / 2 else b.id]

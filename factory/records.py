@@ -6,6 +6,7 @@ exporter writes it, `bge-factory validate` and `bge-launch` read it.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Iterator
@@ -178,29 +179,22 @@ def each_line(path: Path) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
         raise InputError("no such file", where=path, fix="check the path; it is relative to where you run the command")
     with open(path, "rb") as lines:
         for number, raw in enumerate(lines, 1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                row = json.loads(line) if line else None
-            except UnicodeDecodeError as e:
-                yield (
-                    number,
-                    InputError(
-                        f"not UTF-8 (byte {e.start} of the line)", where=f"{path}:{number}", fix="save it as UTF-8"
-                    ),
-                )
-                continue
-            except json.JSONDecodeError as e:
-                what = f"not valid JSON: {e.msg} at column {e.colno}; got {line[:60]!r}"
-                yield number, InputError(what, where=f"{path}:{number}", fix="one JSON object on each line")
-                continue
+            line = raw.removeprefix(codecs.BOM_UTF8).strip() if number == 1 else raw.strip()
             if line:
-                good = isinstance(row, dict)
-                yield (
-                    number,
-                    row
-                    if good
-                    else InputError(f"expected a JSON object, got {type(row).__name__}", where=f"{path}:{number}"),
-                )
+                yield number, _object(line, f"{path}:{number}")
+
+
+def _object(line: bytes, where: str) -> dict[str, Any] | InputError:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as e:
+        return InputError(f"not UTF-8 (byte {e.start} of the line)", where=where, fix="save it as UTF-8")
+    except json.JSONDecodeError as e:
+        what = f"not valid JSON: {e.msg} at column {e.colno}; got {line.decode()[:60]!r}"
+        return InputError(what, where=where, fix="one JSON object on each line")
+    return (
+        row if isinstance(row, dict) else InputError(f"expected a JSON object, got {type(row).__name__}", where=where)
+    )
 
 
 def parse(model: type[T], row: dict[str, Any], where: str) -> T:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,19 +156,15 @@ def _tail(log: Path) -> str:
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End the server and all it started: politely, after 10 seconds by force."""
     for sign, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, sign)
-        except ProcessLookupError:
-            pass
         try:
             process.wait(patience)
             break
         except subprocess.TimeoutExpired:
             continue
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)  # what the server left behind
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _die_with_parent() -> None:

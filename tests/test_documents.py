@@ -109,5 +109,5 @@ def test_pdf_lines_are_joined_into_paragraphs_without_spaces_in_chinese():
 def test_western_text_in_a_one_byte_encoding_does_not_become_chinese(tmp_path):
     text = "Die Schweißnaht wurde mit 200 °C vorgewärmt. Größere Poren waren für den Prüfer nicht zulässig. " * 5
     (tmp_path / "de.txt").write_bytes(text.encode("cp1252"))
-    documents, dropped = load_documents(InputConfig(path=str(tmp_path / "de.txt")))[:2]
+    documents, _dropped = load_documents(InputConfig(path=str(tmp_path / "de.txt")))[:2]
     assert documents[0].text.startswith("Die Schweißnaht wurde mit 200 °C vorgewärmt.")

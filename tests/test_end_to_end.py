@@ -65,7 +65,11 @@ def test_base_and_tuned_are_measured_in_all_four_modes_beside_bm25(line):
     tuned_dense = json.loads(evaluation)
     assert tuned_dense
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "tuned" in page and "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page.replace("https://www.w3.org", "")
+    assert (
+        "tuned" in page
+        and "http://" not in page.replace("http://www.w3.org", "")
+        and "https://" not in page.replace("https://www.w3.org", "")
+    )
 
 
 def test_the_tuned_folder_is_found_complete_by_sentence_transformers_too(line):

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-
 from factory.records import Example, InputError, read_lines, read_records
 from factory.validate import check_file
 
