@@ -202,6 +202,15 @@ class Config(Part):
     choose: ChooseConfig = ChooseConfig()
     seed: int = Field(42, description="of every draw")
 
+    @model_validator(mode="after")
+    def _room_for_a_passage(self) -> Config:
+        if self.llm.context - self.generate.max_tokens < 400:
+            raise ValueError(
+                f"llm.context {self.llm.context} leaves no room for a passage beside generate.max_tokens "
+                f"{self.generate.max_tokens} and the prompt (about 300 tokens): raise the one or lower the other"
+            )
+        return self
+
 
 def expand(path: str, base: Path) -> str:
     """`~` and variables replaced; a relative path is taken from `base`."""

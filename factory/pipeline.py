@@ -109,6 +109,9 @@ class Build:
         write_jsonl(self.ws.path(PASSAGES), pieces)
         counts = {"passages": len(pieces)} | {s: sum(p.split == s for p in pieces) for s in ("train", "dev", "eval")}
         counts["copies"] = len(pieces) - len({p.duplicate_group for p in pieces})
+        limit = self.config.model.passage_max_length
+        if long := sum(p.tokens > limit for p in pieces):
+            counts[f"longer than model.passage_max_length {limit}, cut when encoded"] = long
         return Outcome(len(pieces) + len(dropped), len(pieces), dropped, counts)
 
     def generate(self) -> Outcome:

@@ -54,11 +54,11 @@ def write_report(run_folder: Path) -> Path:
     environment.filters |= {"number": "{:,}".format, "clip": _clip, "duration": _duration}
     page = environment.get_template("report.html.j2").render(
         name=run_folder.resolve().name,
-        config=run.get("config", {}),
+        subtitle=_subtitle(run.get("config", {})),
         config_yaml=yaml.safe_dump(run["config"], allow_unicode=True, sort_keys=False) if "config" in run else "",
         versions={k: v for k, v in run.get("versions", {}).items() if v},
         funnel=_funnel(stages),
-        chosen=stages.get("choose", {}).get("counts", {}),
+        chosen=_chosen(stages.get("choose", {}).get("counts", {})),
         dropped=_dropped(run_folder / "dropped", stages),
         samples=samples,
         histogram=_histogram(lengths),
@@ -84,6 +84,21 @@ def _funnel(stages: Mapping[str, Any]) -> list[dict[str, Any]]:
             rows.append({"label": label, "count": counts[key], "note": _note(label, counts)})
     widest = max((row["count"] for row in rows), default=0) or 1
     return [row | {"width": 100 * row["count"] / widest} for row in rows]
+
+
+def _subtitle(config: Mapping[str, Any]) -> list[str]:
+    """Which model, and who asked the questions: the folders' names, paths are in the configuration below."""
+    parts = [("model to train:", "model", "path"), ("questions by", "llm", "model"), ("reranker:", "score", "reranker")]
+    return [f"{what} {Path(value).name}" for what, part, key in parts if (value := config.get(part, {}).get(key))]
+
+
+def _chosen(counts: Mapping[str, int]) -> list[str]:
+    """`choose`'s counts in words; the reasons of a rejection in brackets."""
+    why = [f"{n:,} {what.removeprefix('rejected ')}" for what, n in counts.items() if what.startswith("rejected ")]
+    said = {what: f"{n:,} {what}" for what, n in counts.items() if not what.startswith("rejected ")}
+    if why and "rejected" in said:
+        said["rejected"] += f" ({', '.join(why)})"
+    return list(said.values())
 
 
 def _note(label: str, counts: Mapping[str, int]) -> str:

@@ -217,6 +217,7 @@ def test_build_and_evaluate_need_nothing_but_loopback(unbroken, tmp_path, minilm
         ({"model": {"path": "nowhere"}}, "no such model folder"),
         ({"modle": {}}, "modle: is not a known key"),
         ({"choose": {"ceiling": 1.5}}, "choose.ceiling"),
+        ({"generate": {"max_tokens": 900}}, "leaves no room for a passage"),
         ({"llm": {"model": "nowhere.gguf"}}, "nowhere.gguf"),
         ({"test": {"questions": "nowhere.jsonl"}}, "no such file"),
     ],

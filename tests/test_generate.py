@@ -99,6 +99,12 @@ def test_the_prompt_is_in_the_passages_language_and_carries_its_headings():
     assert chinese.schema["properties"]["items"]["minItems"] == 3
 
 
+def test_a_passage_that_would_not_fit_the_llm_is_asked_about_by_its_beginning():
+    long = passage("a", "焊" * 10_000).model_copy(update={"tokens": 10_000})
+    (request,) = requests_for([long], config(llm={"context": 1024}, generate={"max_tokens": 200}))
+    assert 300 < request.messages[1][1].count("焊") < 1024 - 200
+
+
 def test_every_prompt_of_the_package_can_be_read_and_names_its_variables():
     files = sorted(PROMPTS.glob("*.md"))
     assert len(files) == 4
