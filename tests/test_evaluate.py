@@ -1,0 +1,200 @@
+"""Evaluation: the metrics' values, the intervals, the eval set's errors, m3's four modes, a real model on real data."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from factory import metrics
+from factory.config import ModelConfig
+from factory.evaluate import Evaluation, evaluate, read_eval_set, render_table
+from factory.records import InputError, read_lines
+from factory.search import colbert_scores, search, search_bm25
+from tests.tiny_models import make_tiny_bert, make_tiny_m3
+
+CORPUS = [
+    "焊前预热可以减少冷裂纹",
+    "焊接电流过大会产生飞溅",
+    "水箱里的水每天都要更换",
+    "roast the coffee slowly",
+    "机器必须保持清洁",
+]
+QUERIES = ["预热有什么用", "飞溅从哪里来", "how to roast coffee", "水多久更换"]
+
+
+def write_set(folder: Path, judgements: list[str], header: bool = True) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, texts, key in (("corpus", CORPUS, "d"), ("queries", QUERIES, "q")):
+        rows = (json.dumps({"_id": f"{key}{i}", "text": t}, ensure_ascii=False) for i, t in enumerate(texts))
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    lines = (["query-id\tcorpus-id\tscore"] if header else []) + judgements
+    (folder / "qrels.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+GOOD = ["q0\td0\t1", "q1\td1\t2", "q2\td3\t1", "q2\td2\t0", "q3\td2\t1"]
+
+
+def test_metrics_are_those_computed_by_hand() -> None:
+    relevant = [{7: 3, 8: 1}, {5: 1}, {9: 1}]
+    ranking = np.array([[1, 8, 7, 2], [5, -1, -1, -1], [-1, -1, -1, -1]])  # the last query finds nothing
+    found = metrics.measure(relevant, ranking, (1, 3))
+    log = np.log2
+    assert found["recall@1"].tolist() == [0, 1, 0] and found["recall@3"].tolist() == [1, 1, 0]
+    assert found["mrr@1"].tolist() == [0, 1, 0] and found["mrr@3"].tolist() == [0.5, 1, 0]
+    assert found["hit_rate@1"].tolist() == [0, 1, 0] and found["hit_rate@3"].tolist() == [1, 1, 0]
+    gain, ideal = 1 / log(3) + 3 / log(4), 3 / log(2) + 1 / log(3)
+    np.testing.assert_allclose(found["ndcg@3"], [gain / ideal, 1, 0])
+    assert list(found) == [f"{m}@{k}" for m in ("recall", "mrr", "ndcg", "hit_rate") for k in (1, 3)]
+
+
+def test_the_bootstrap_agrees_with_scipys() -> None:
+    from scipy.stats import bootstrap
+
+    differences = np.random.default_rng(1).normal(0.1, 1, (150, 2))
+    ours = metrics.bootstrap(differences)
+    for column, interval in zip(differences.T, ours, strict=True):
+        theirs = bootstrap((column,), np.mean, n_resamples=10_000, method="percentile", rng=3).confidence_interval
+        np.testing.assert_allclose(interval, theirs, atol=0.01)
+    assert np.array_equal(ours, metrics.bootstrap(differences))
+
+
+def test_bm25_finds_in_both_languages_and_leaves_out_what_shares_no_word() -> None:
+    ranking = search_bm25([*QUERIES, "？！", "zzz"], CORPUS)
+    assert ranking[:4, 0].tolist() == [0, 1, 3, 2]
+    assert (ranking[4:] == -1).all() and (ranking[2, 1:] == -1).all()
+    assert (search_bm25(["x"], ["。", "！"]) == -1).all()
+
+
+def test_equal_models_differ_by_nothing_and_everything_is_written(tmp_path: Path) -> None:
+    folder, model = write_set(tmp_path / "eval", GOOD[:4]), make_tiny_bert(tmp_path / "model")
+    config = ModelConfig(path=str(model), device="cpu")
+    out = tmp_path / "out"
+    result = evaluate(folder, [("base", config), ("same", config)], cutoffs=(1, 3), cache=tmp_path / "cache", out=out)
+    assert (result.queries, result.queries_without_judgement, result.passages) == (3, 1, 5)
+    assert [(r.model, r.mode) for r in result.rows] == [("BM25", ""), ("base", "dense"), ("same", "dense")]
+    assert {(c.low, c.value, c.high) for c in result.differences[0].metrics.values()} == {(0, 0, 0)}
+    saved = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
+    assert saved["rows"][0]["metrics"]["recall@1"] == 1
+    rows = [row for _, row in read_lines(out / "evaluation-queries.jsonl")]
+    assert [row["_id"] for row in rows] == ["q0", "q1", "q2"]
+    for metric, mean in saved["rows"][1]["metrics"].items():
+        assert np.mean([row["base dense"][metric] for row in rows]) == pytest.approx(mean, abs=1e-6)
+
+
+def printed(result: Evaluation, width: int = 100) -> str:
+    from rich.console import Console
+
+    console = Console(width=width, record=True, file=StringIO())
+    console.print(render_table(result))
+    return console.export_text()
+
+
+def test_m3_is_measured_in_its_four_modes_and_the_table_fits_100_columns(tmp_path: Path) -> None:
+    folder, model = write_set(tmp_path / "eval", GOOD), make_tiny_m3(tmp_path / "model")
+    config = ModelConfig(path=str(model), device="cpu")
+    dense_only = config.model_copy(update={"kind": "flag"})
+    result = evaluate(folder, [("base", config), ("tuned", config), ("dense-only", dense_only)])
+    modes = ["dense", "sparse", "colbert", "sum"]
+    assert [r.mode for r in result.rows if r.model == "tuned"] == modes
+    assert [(d.model, d.mode) for d in result.differences] == [*(("tuned", m) for m in modes), ("dense-only", "dense")]
+    text = printed(result)
+    assert all(word in text for word in (*modes, "ndcg@10", "hit_rate@1", "[+0.0, +0.0]", "BM25"))
+    assert "…" not in text
+
+
+def test_colbert_and_the_sum_are_flagembeddings_own_scores(tmp_path: Path) -> None:
+    from FlagEmbedding import BGEM3FlagModel
+
+    from factory.models import load_encoder
+
+    path = make_tiny_m3(tmp_path / "model")
+    encoder = load_encoder(ModelConfig(path=str(path), device="cpu"))
+    rankings = search(encoder, QUERIES, CORPUS)
+    theirs = BGEM3FlagModel(str(path), use_fp16=False, devices=["cpu"])
+    scores = theirs.compute_score(
+        [(q, p) for q in QUERIES for p in CORPUS], weights_for_different_modes=[0.4, 0.2, 0.4], max_query_length=128
+    )
+    for mode, name in (("dense", "dense"), ("colbert", "colbert"), ("sum", "colbert+sparse+dense")):
+        table = np.array(scores[name]).reshape(len(QUERIES), len(CORPUS))
+        for row, ranked in zip(table, rankings[mode], strict=True):  # type: ignore[index]
+            assert sorted(ranked[ranked >= 0]) == list(range(len(CORPUS)))
+            assert (np.diff(row[ranked[ranked >= 0]]) <= 1e-5).all(), mode
+    vectors = encoder.encode(QUERIES, "query", modes=("colbert",)).colbert
+    assert vectors is not None
+    late = colbert_scores(vectors[1:], vectors[0])
+    np.testing.assert_allclose(late, [float(theirs.colbert_score(v, vectors[0])) for v in vectors[1:]], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("q0 d0 1", r"qrels\.tsv:3: expected 3 columns separated by tabs, got 1"),
+        ("q0\td0\tyes", r"qrels\.tsv:3: the grade must be a whole number, got 'yes'"),
+        ("q0\td0\t0.5", r"qrels\.tsv:3: the grade must be a whole number"),
+        ("q9\td0\t1", r"qrels\.tsv:3: query 'q9' is judged, but not in queries\.jsonl"),
+        ("q0\td9\t1", r"qrels\.tsv:3: passage 'd9' is judged, but not in corpus\.jsonl"),
+    ],
+)
+def test_a_bad_judgement_is_an_error_that_names_file_and_line(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_eval_set(write_set(tmp_path, [GOOD[0], line]))
+
+
+def test_the_set_is_read_in_both_layouts_with_and_without_a_header(tmp_path: Path) -> None:
+    ours = read_eval_set(write_set(tmp_path / "a", GOOD))
+    assert ours.relevant == [{0: 1}, {1: 2}, {3: 1}, {2: 1}]
+    beir = write_set(tmp_path / "b", GOOD, header=False)
+    (beir / "qrels").mkdir()
+    (beir / "qrels.tsv").rename(beir / "qrels" / "test.tsv")
+    assert read_eval_set(beir) == ours
+
+
+def test_titles_are_put_before_the_text_once(tmp_path: Path) -> None:
+    folder = write_set(tmp_path, GOOD)
+    rows = [
+        {"_id": f"d{i}", "title": title, "text": text}
+        for i, (title, text) in enumerate([("", "a"), ("T", "b"), ("T", "T: c"), (None, "d"), ("T", "e")])
+    ]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert read_eval_set(folder).passages == ["a", "T\nb", "T: c", "d", "T\ne"]
+
+
+def test_sets_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no query has a relevant passage"):
+        read_eval_set(write_set(tmp_path / "a", ["q0\td0\t0"]))
+    folder = write_set(tmp_path / "b", GOOD)
+    with open(folder / "corpus.jsonl", "a", encoding="utf-8") as f:
+        f.write('{"_id": "d0", "text": "again"}\n')
+    with pytest.raises(InputError, match=r"corpus\.jsonl:6: _id 'd0' is there twice"):
+        read_eval_set(folder)
+    (folder / "qrels.tsv").unlink()
+    (folder / "corpus.jsonl").write_text('{"_id": "d0", "text": "x"}\n')
+    with pytest.raises(InputError, match=r"neither qrels\.tsv"):
+        read_eval_set(folder)
+    config = ModelConfig(path="/nowhere")
+    with pytest.raises(InputError, match="names must differ"):
+        evaluate(tmp_path / "a", [("x", config), ("x", config)])
+
+
+def test_e5_is_far_better_than_chance_on_human_questions(e5_small: Path, shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "cmrc"
+    corpus = [row for _, row in islice(read_lines(source / "corpus.jsonl"), 40)]
+    judged = [line.split("\t") for line in (source / "qrels" / "test.tsv").read_text().splitlines()[1:]]
+    of = {query: passage for query, passage, _ in judged}
+    kept = {row["_id"] for row in corpus}
+    queries = [row for _, row in read_lines(source / "queries.jsonl") if of.get(row["_id"]) in kept][:60]
+    for name, rows in (("corpus", corpus), ("queries", queries)):
+        text = "\n".join(json.dumps(row | {"text": row["text"][:120]}, ensure_ascii=False) for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    (tmp_path / "qrels.tsv").write_text("\n".join(f"{q['_id']}\t{of[q['_id']]}\t1" for q in queries))
+    config = ModelConfig(path=str(e5_small), query_instruction="query: ", passage_instruction="passage: ", device="cpu")
+    untrained = ModelConfig(path=str(make_tiny_bert(tmp_path / "untrained")), device="cpu")
+    result = evaluate(tmp_path, [("untrained", untrained), ("e5", config)])
+    assert result.rows[2].metrics["recall@1"] > 0.7
+    assert result.differences[0].metrics["recall@1"].low > 0.3

@@ -1,0 +1,129 @@
+"""report.html: what a reader looks for is in it, nothing of the texts is run, and missing parts are named."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factory.records import InputError
+from factory.report import SAMPLES, write_report
+
+RUN: dict[str, Any] = {
+    "bge_factory": "0.1.0",
+    "config": {"model": {"path": "/models/bge-m3"}, "llm": {"model": "/models/qwen.gguf"}, "seed": 42},
+    "versions": {"FlagEmbedding": "1.4.2", "faiss-cpu": None},
+    "stages": {
+        "load": {"counts": {"documents": 20, "characters": 69902}, "dropped": {}, "seconds": 1.4},
+        "split": {
+            "counts": {"passages": 1495, "train": 1320, "eval": 175},
+            "dropped": {"too-short": 1},
+            "seconds": 4.0,
+        },
+        "generate": {"counts": {"pairs": 96, "passages asked": 32}, "dropped": {}, "seconds": 407.3},
+        "filter": {"counts": {"kept": 68, "train": 68}, "dropped": {"copied": 2}, "seconds": 31.8},
+        "export": {"counts": {"examples": 50, "negatives": 350}, "dropped": {}, "seconds": 0.2},
+    },
+}
+EVIL = "<script>alert(1)</script>"
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "run.json").write_text(json.dumps(RUN))
+    rows = [{"query": f"问题{i}？", "pos": [f"答{i} {EVIL}"], "neg": ["别的"], "type": "fact"} for i in range(50)]
+    rows[0] |= {"pos_scores": [3.25], "neg_scores": [-1.5]}
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    write_jsonl(
+        tmp_path / "dropped" / "filter.jsonl",
+        [{"stage": "filter", "id": str(i), "reason": "copied", "detail": "ratio 0.97", "text": EVIL} for i in range(2)],
+    )
+    write_jsonl(tmp_path / "dropped" / "split.jsonl", [{"stage": "split", "id": "a.md@3", "reason": "too-short"}])
+    write_jsonl(tmp_path / "dropped" / "load.jsonl", [])
+    return tmp_path
+
+
+def test_the_story_is_told_from_documents_to_versions(run: Path) -> None:
+    page = write_report(run).read_text(encoding="utf-8")
+    for said in (
+        "1,495",
+        "1,320 train, 175 eval",
+        "350 negatives",
+        "bge-m3",
+        "qwen.gguf",
+        "6 min 47 s",
+        "FlagEmbedding",
+    ):
+        assert said in page, said
+    for said in ("copied", "ratio 0.97", "too-short", "a.md@3", "filter: 2 dropped"):
+        assert said in page, said
+    assert "load:" not in page  # nothing was dropped there
+    assert page.count('class="text pos"') == SAMPLES
+    assert "50 training questions" in page
+    assert "Not measured yet" in page
+
+
+def test_no_text_of_a_document_is_run_and_nothing_is_loaded(run: Path) -> None:
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script" not in page
+    assert not re.search(r"""(src|href)\s*=|url\(|@import|https?://""", page)
+
+
+def test_scores_are_shown_beside_their_texts(run: Path) -> None:
+    write_jsonl(run / "train.jsonl", [json.loads((run / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])])
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "reranker 3.25" in page and "reranker -1.50" in page
+
+
+def test_the_same_run_gives_the_same_bytes(run: Path) -> None:
+    assert write_report(run).read_bytes() == write_report(run).read_bytes()
+
+
+def test_the_comparison_is_there_once_it_was_measured(run: Path) -> None:
+    def means(v: float) -> dict[str, float]:
+        return {"recall@10": v, "ndcg@10": v}
+
+    change = {"value": 0.117, "low": 0.104, "high": 0.13}
+    unsure = {"value": 0.01, "low": -0.02, "high": 0.04}
+    evaluation = {
+        "passages": 1997,
+        "queries": 9118,
+        "queries_without_judgement": 3,
+        "cutoffs": [1, 10],
+        "models": {"base": {}, "tuned": {}},
+        "rows": [
+            {"model": "BM25", "mode": "", "metrics": means(0.655)},
+            {"model": "base", "mode": "dense", "metrics": means(0.42)},
+            {"model": "tuned", "mode": "dense", "metrics": means(0.537)},
+            {"model": "tuned", "mode": "sparse", "metrics": means(0.5)},
+        ],
+        "differences": [
+            {"model": "tuned", "base": "base", "mode": "dense", "metrics": {"recall@10": unsure, "ndcg@10": change}}
+        ],
+        "seconds": {},
+    }
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    page = write_report(run).read_text(encoding="utf-8")
+    for said in ("65.5", "42.0", "53.7", "+11.7 [+10.4, +13.0]", "+1.0 [-2.0, +4.0]", "9,118 questions", "sparse"):
+        assert said in page, said
+    assert re.search(r'class="better">\+11\.7 points', page)
+
+
+def test_missing_parts_are_named_not_a_crash(tmp_path: Path) -> None:
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    for said in ("run.json is missing", "There is no train.jsonl yet", "Not measured yet", "Nothing was dropped"):
+        assert said in page, said
+    with pytest.raises(InputError, match="no such run folder"):
+        write_report(tmp_path / "nowhere")
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InputError, match=r"run\.json"):
+        write_report(tmp_path)
