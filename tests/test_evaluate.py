@@ -115,15 +115,16 @@ def test_colbert_and_the_sum_are_flagembeddings_own_scores(tmp_path: Path) -> No
 
     path = make_tiny_m3(tmp_path / "model")
     encoder = load_encoder(ModelConfig(path=str(path), device="cpu"))
-    rankings = search(encoder, QUERIES, CORPUS)
+    corpus = [a + b[: len(b) // n] for n in (1, 2, 3) for a in CORPUS for b in CORPUS]  # close scores: order is telling
+    rankings = search(encoder, QUERIES, corpus)
     theirs = BGEM3FlagModel(str(path), use_fp16=False, devices=["cpu"])
     scores = theirs.compute_score(
-        [(q, p) for q in QUERIES for p in CORPUS], weights_for_different_modes=[0.4, 0.2, 0.4], max_query_length=128
+        [(q, p) for q in QUERIES for p in corpus], weights_for_different_modes=[0.4, 0.2, 0.4], max_query_length=128
     )
     for mode, name in (("dense", "dense"), ("colbert", "colbert"), ("sum", "colbert+sparse+dense")):
-        table = np.array(scores[name]).reshape(len(QUERIES), len(CORPUS))
+        table = np.array(scores[name]).reshape(len(QUERIES), len(corpus))
         for row, ranked in zip(table, rankings[mode], strict=True):  # type: ignore[index]
-            assert sorted(ranked[ranked >= 0]) == list(range(len(CORPUS)))
+            assert sorted(ranked[ranked >= 0]) == list(range(len(corpus)))
             assert (np.diff(row[ranked[ranked >= 0]]) <= 1e-5).all(), mode
     vectors = encoder.encode(QUERIES, "query", modes=("colbert",)).colbert
     assert vectors is not None
