@@ -152,6 +152,10 @@ class QualityConfig(Part):
     max_copy: Fraction = Field(
         0.9, description="partial_ratio of question and passage (rapidfuzz) above which it is copied"
     )
+    max_run: Fraction = Field(
+        0.5,
+        description="share of the question that may stand in the passage in one piece, if that is a clause or longer",
+    )
     duplicate: Fraction = Field(
         0.9, description="ratio of two questions on one passage above which the second is a duplicate"
     )

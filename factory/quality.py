@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from difflib import SequenceMatcher
 
 from factory.config import QualityConfig
 from factory.languages import language, squeeze
@@ -25,6 +26,8 @@ DANGLING = {
         re.I,
     ),
 }
+# Characters, without spaces, from which a piece in common is a clause and no longer a term.
+LONG_RUN = {"zh": 10, "en": 30}
 
 
 def rule_broken(pair: Pair, passage: Passage, config: QualityConfig) -> tuple[str, str] | None:
@@ -43,7 +46,16 @@ def rule_broken(pair: Pair, passage: Passage, config: QualityConfig) -> tuple[st
     copied = fuzz.partial_ratio(squeeze(query).rstrip("?？"), squeeze(passage.text)) / 100
     if len(squeeze(query)) <= len(squeeze(passage.text)) and copied > config.max_copy:
         return "copied", f"partial_ratio {copied:.2f}, at most {config.max_copy}"
+    run = longest_run(squeeze(query), squeeze(passage.text))
+    if len(run) >= LONG_RUN[lang] and len(run) > config.max_run * len(squeeze(query)):
+        return "copied", f"{len(run)} of {len(squeeze(query))} characters in one piece: {run[:60]}"
     return None
+
+
+def longest_run(query: str, passage: str) -> str:
+    """The longest piece of the query that stands in the passage as it is."""
+    match = SequenceMatcher(None, query, passage, autojunk=False).find_longest_match()
+    return query[match.a : match.a + match.size]
 
 
 def filter_pairs(

@@ -32,7 +32,7 @@ def write_config(folder: Path, smollm: Path, encoder: Path, **parts) -> Path:
         "llm": {"model": str(smollm), "concurrency": 1, "context": 1024},
         "generate": {"questions_per_passage": 2, "max_passages": 8, "max_tokens": 120},
         # the smallest LLM copies and rambles: this test is about the plumbing, not about its questions
-        "quality": {"round_trip_k": 0, "max_copy": 1.0, "max_characters": 2000, "duplicate": 1.0},
+        "quality": {"round_trip_k": 0, "max_copy": 1.0, "max_run": 1.0, "max_characters": 2000, "duplicate": 1.0},
         "choose": {"negatives": 3},
     }
     path = folder / "factory.yaml"

@@ -52,6 +52,8 @@ def circle(degrees) -> np.ndarray:
         ("焊条？", "length"),
         ("How long do electrodes need in the oven?", "wrong-language"),
         ("焊条使用前应在350℃烘干两小时，随后放入保温筒内？", "copied"),
+        ("低氢焊条受潮后，扩散氢含量升高，这是为什么呢？", "copied"),
+        ("低氢焊条受潮后会怎样？", None),
     ],
 )
 def test_chinese_rules(query, reason):
@@ -78,6 +80,8 @@ def test_chinese_rules(query, reason):
         ("What does this study say about channeling?", "dangling-reference"),
         ("Which pressure is mentioned in the text above?", "dangling-reference"),
         ("Does the study of latin need coffee?", None),
+        ("Espresso that runs too fast is sour, why is that the case?", None),
+        ("Grind finer until the shot takes 25 to 30 seconds, is that right?", "copied"),
         ("为什么咖啡发酸？", "wrong-language"),
     ],
 )
