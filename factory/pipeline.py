@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factory import choose, documents, export, generate, hybrid, passages, quality, retrieve
+from factory import choose, documents, export, generate, hybrid, passages, prompting, quality, retrieve
 from factory.config import Config
 from factory.models import CachedEncoder, Encoder, load_encoder, load_reranker, model_fingerprint
 from factory.questions import read_questions
@@ -58,8 +58,11 @@ class Build:
         c, stage = self.config, self.ws.stage
         encoder = [c.model, self.model]
         given = c.input.kind == "pairs"
-        llm = None if given else [c.llm.serve, generate.llm_identity(c), c.llm.seed, self._prompts()]
-        stage("load", self.load, outputs=[DOCUMENTS], rests_on=[c.input, list(documents.sources(c.input))])
+        sources = list(documents.sources(c.input))
+        asked = (
+            sources if given else [c.llm.serve, generate.llm_identity(c), c.llm.seed, c.llm.context, self._prompts()]
+        )
+        stage("load", self.load, outputs=[DOCUMENTS], rests_on=[c.input, sources])
         stage(
             "split",
             self.split,
@@ -72,7 +75,7 @@ class Build:
             self.generate,
             inputs=[PASSAGES],
             outputs=[PAIRS],
-            rests_on=[c.generate, llm, c.seed, bool(self.tests)],
+            rests_on=[c.generate, asked, c.seed, bool(self.tests)],
         )
         stage(
             "filter",
@@ -240,7 +243,7 @@ class Build:
     def _prompts(self) -> Any:
         return [
             sha256_file(p)
-            for p in (generate.prompt_file(self.config.generate, lang) for lang in ("zh", "en"))
+            for p in (prompting.prompt_file(self.config.generate, lang) for lang in ("zh", "en"))
             if p.is_file()
         ]
 

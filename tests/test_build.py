@@ -245,6 +245,11 @@ def test_pairs_that_a_user_has_need_no_llm(tmp_path, minilm_en):
     examples = read_records(tmp_path / "run" / TRAIN, Example)
     queries = (tmp_path / "run" / "eval/queries.jsonl").read_text().splitlines()
     assert len(examples) + len(queries) == 10 and len(queries) >= 1
+    # another question on the same text: the passages are as before, the pairs must not be
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text(pairs.read_text(encoding="utf-8-sig").replace("How do I fix", "Who mends"), encoding="utf-8")
+    assert build(config, tmp_path / "run").returncode == 0
+    assert all(e.query.startswith("Who mends") for e in read_records(tmp_path / "run" / TRAIN, Example))
 
 
 def test_help_teaches_and_version_is_told():

@@ -5,18 +5,10 @@ import json
 import pytest
 
 from factory.config import Config
-from factory.generate import (
-    PROMPTS,
-    draw_evenly,
-    given_pairs,
-    pairs_of,
-    parse_answer,
-    read_prompt,
-    requests_for,
-    to_ask,
-)
+from factory.generate import draw_evenly, given_pairs, pairs_of, parse_answer, to_ask
 from factory.languages import language
 from factory.llm import Answer
+from factory.prompting import PROMPTS, read_prompt, requests_for
 from factory.records import InputError, Passage
 
 
