@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from factory.records import InputError
+from factory.errors import InputError
 
 # What BERT-like and DistilBERT-like configurations call their dropouts, and transformers' default for each.
 DROPOUT_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")

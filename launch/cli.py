@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from launch.problems import Problem
 
 app = typer.Typer(
+    rich_markup_mode=None,  # importing rich takes a third of a second
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -12,7 +12,7 @@ from argparse import ArgumentParser
 from dataclasses import dataclass
 from typing import Any
 
-from factory.records import InputError
+from factory.errors import InputError
 from launch.problems import Problem, error
 
 MODULES = {
