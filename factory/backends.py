@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,7 +76,7 @@ def block_bar(description: str, unit: str, total: int) -> Any:
     return bar(description, unit, total, disable=total <= BLOCK)
 
 
-class LocalEncoder:
+class LocalEncoder(ABC):
     """What every encoder of a folder has in common; the weights are read when first needed."""
 
     modes: tuple[Mode, ...] = ("dense",)
@@ -118,11 +119,13 @@ class LocalEncoder:
             else (c.passage_instruction, c.passage_max_length)
         )
 
+    @abstractmethod
     def _load(self) -> Any:
-        raise NotImplementedError
+        """What the library does; see the subclasses."""
 
+    @abstractmethod
     def _encode(self, texts: list[str], length: int, modes: set[Mode]) -> Encoded:
-        raise NotImplementedError
+        """What the library does; see the subclasses."""
 
 
 class FlagEncoder(LocalEncoder):
@@ -179,7 +182,7 @@ class SentenceTransformersEncoder(LocalEncoder):
         return Encoded(_unit(self.model.encode(texts, batch_size=self.config.batch_size, show_progress_bar=False)))
 
 
-class LocalReranker:
+class LocalReranker(ABC):
     def __init__(self, folder: Path, batch_size: int, device: str):
         self.folder, self.batch_size, self._asked = folder, batch_size, device
         self.fingerprint = model_fingerprint(folder)
@@ -202,11 +205,13 @@ class LocalReranker:
                 shown.update(len(block))
         return scores
 
+    @abstractmethod
     def _load(self) -> Any:
-        raise NotImplementedError
+        """What the library does; see the subclasses."""
 
+    @abstractmethod
     def _score(self, pairs: list[tuple[str, str]]) -> Any:
-        raise NotImplementedError
+        """What the library does; see the subclasses."""
 
 
 class BgeReranker(LocalReranker):

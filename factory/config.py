@@ -106,7 +106,9 @@ class LLMConfig(Part):
     )
     environment: dict[str, str] = Field(default_factory=dict, description="vllm only: further environment variables")
     concurrency: int = Field(
-        8, ge=1, description="requests under way at once; raise it to 64 and more for vLLM on a GPU"
+        8,
+        ge=1,
+        description="requests under way at once; 64 and more for vLLM on a GPU; 1 gives answers that are the same in every run",
     )
     context: int = Field(2048, ge=256, description="tokens of prompt and answer together, per request")
     timeout: float = Field(600, gt=0, description="seconds for one answer; a CPU is slow")

@@ -32,6 +32,13 @@ def pair(i: int, t: Target, query: str | None = None, answer: str = "") -> Pair:
     )  # fmt: skip
 
 
+def passage(text: str) -> Passage:
+    return Passage(
+        id="p", document_id="d", source="s", text=text, start=0, end=len(text), tokens=9, document_group="g",
+        duplicate_group="p", split="train",
+    )  # fmt: skip
+
+
 def unit(rows) -> np.ndarray:
     vectors = np.asarray(rows, dtype=np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -57,18 +64,7 @@ def circle(degrees) -> np.ndarray:
     ],
 )
 def test_chinese_rules(query, reason):
-    p = Passage(
-        id="p",
-        document_id="d",
-        source="s",
-        text=PASSAGE,
-        start=0,
-        end=9,
-        tokens=9,
-        document_group="g",
-        duplicate_group="p",
-        split="train",
-    )
+    p = passage(PASSAGE)
     broken = rule_broken(pair(0, target(0), query), p, QualityConfig())
     assert (broken[0] if broken else None) == reason
 
@@ -87,18 +83,7 @@ def test_chinese_rules(query, reason):
 )
 def test_english_rules(query, reason):
     text = "Espresso that runs too fast is sour. Grind finer until the shot takes 25 to 30 seconds."
-    p = Passage(
-        id="p",
-        document_id="d",
-        source="s",
-        text=text,
-        start=0,
-        end=9,
-        tokens=9,
-        document_group="g",
-        duplicate_group="p",
-        split="train",
-    )
+    p = passage(text)
     broken = rule_broken(pair(0, target(0), query), p, QualityConfig())
     assert (broken[0] if broken else None) == reason
 
