@@ -29,7 +29,7 @@ class InputConfig(Part):
     kind: Literal["documents", "passages", "pairs"] = Field(
         "documents",
         description="documents: split into passages. passages: one passage a line (BEIR corpus.jsonl, .csv with a text "
-        "column, .txt with one passage a line), kept as they are. pairs: .csv or .jsonl with query and text; no LLM is used",
+        "column, .txt with one passage a line), kept as they are, a title before the text. pairs: .csv or .jsonl with query and text; no LLM is used",
     )
 
 
@@ -132,8 +132,12 @@ class GenerateConfig(Part):
         "question-document", description="what a question is trained to find: the passage, the answer, or a rewording"
     )
     questions_per_passage: int = Field(3, ge=1, le=10)
+    asker: str = Field(
+        "",
+        description="who asks, in the passages' language, e.g. 'a nurse on a night shift'; default: somebody who looks something up",
+    )
     types: list[str] = Field(
-        default_factory=lambda: ["fact", "how-to", "symptom"],
+        default_factory=lambda: ["fact", "how-to", "reason"],
         description="kinds of question, handed to the prompt in turn",
     )
     temperature: float = Field(0.7, ge=0, le=2, description="0.7: varied wording, still on the subject")

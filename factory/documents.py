@@ -18,7 +18,7 @@ from tqdm import tqdm
 from factory.config import InputConfig
 from factory.languages import HAN
 from factory.progress import progress
-from factory.records import Document, Dropped, InputError
+from factory.records import Document, Dropped, InputError, titled
 
 TEXT, MARKDOWN, TABLE, LINES = {".txt"}, {".md", ".markdown"}, {".csv", ".tsv"}, {".jsonl"}
 CONVERTED = {".pdf", ".docx", ".html", ".htm"}
@@ -149,9 +149,10 @@ def _from_row(row: dict[str, Any], name: str, kind: str) -> Document | Dropped:
         )
     identity = name if kind == "pairs" else str(row.get("_id") or row.get("id") or name)
     tabular = kind == "documents" and "text" not in row
-    return Document(
-        id=identity, source=source, title=str(row.get("title") or ""), text=text, whole=kind != "documents" or tabular
-    )
+    title = str(row.get("title") or "")
+    if kind == "passages":
+        text = titled(title, text)  # what `evaluate` searches in
+    return Document(id=identity, source=source, title=title, text=text, whole=kind != "documents" or tabular)
 
 
 def read_table(path: Path) -> list[tuple[int, dict[str, Any]]]:

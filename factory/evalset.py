@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from factory.records import InputError, read_lines
+from factory.records import InputError, read_lines, titled
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _texts(path: Path) -> dict[str, str]:
             raise InputError("expected the keys _id and text (a string)", where=where, fix='{"_id": "d1", "text": "…"}')
         if key in found:
             raise InputError(f"_id {key!r} is there twice", where=where)
-        found[key] = text if text.startswith(title) else f"{title}\n{text}"
+        found[key] = titled(title, text)
     if not found:
         raise InputError("the file is empty", where=path)
     return found

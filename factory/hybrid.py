@@ -131,10 +131,9 @@ def _rerank(
     if reranker is None:
         columns["rerank_score"] = columns["positive_rerank_score"] = pa.nulls(len(q), pa.float32())
         return
-    asked = list(dict.fromkeys(zip(columns["query"], columns["target_answer"], strict=True)))
-    asked += [
-        pair for pair in ((p.query, targets[i].text) for p, i in zip(pairs, own, strict=True)) if pair not in set(asked)
-    ]
+    candidates = zip(columns["query"], columns["target_answer"], strict=True)
+    positives = ((p.query, targets[i].text) for p, i in zip(pairs, own, strict=True))
+    asked = list(dict.fromkeys([*candidates, *positives]))  # each distinct pair once
     logits: dict[tuple[str, str], float] = {}
     with bar("rerank", "pair", len(asked)) as shown:
         for start in range(0, len(asked), 1024):

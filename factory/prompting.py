@@ -24,7 +24,8 @@ TYPES = {
         "symptom": "说出看到的现象，问是什么原因",
         "comparison": "问两样东西有什么区别",
         "keyword": "只写几个搜索用的关键词",
-        "colloquial": "用最土的车间话问",
+        "reason": "问为什么",
+        "colloquial": "用最口语的话问",
     },
     "en": {
         "fact": "asks for a figure or fact",
@@ -32,9 +33,12 @@ TYPES = {
         "symptom": "tells what was seen and asks why",
         "comparison": "asks how two things differ",
         "keyword": "is only a few search keywords",
+        "reason": "asks why",
         "colloquial": "is asked in slang",
     },
 }
+# Who asks, where `generate.asker` does not say.
+ASKER = {"zh": "要在资料库里查东西的人", "en": "somebody who looks for something in a collection of documents"}
 MAX_CHARACTERS = {
     "zh": {"question": 60, "rephrased": 60, "answer": 40},
     "en": {"question": 240, "rephrased": 240, "answer": 180},
@@ -105,6 +109,7 @@ def requests_for(passages: list[Passage], config: Config) -> list[Request]:
             "passage": crop(passage, config),
             "context": context_of(passage),
             "count": config.generate.questions_per_passage,
+            "asker": config.generate.asker or ASKER[lang],
             "types": in_turn(types_of(number, config.generate), lang),
         }
         requests.append(

@@ -125,6 +125,11 @@ class Example(BaseModel):
         return self.model_dump(exclude_none=True)
 
 
+def titled(title: str, text: str) -> str:
+    """A passage with its title on a line of its own before it, as BEIR's models read it; once, not twice."""
+    return text if text.startswith(title) else f"{title}\n{text}"
+
+
 T = TypeVar("T", bound=BaseModel)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from factory.config import InputConfig
 from factory.documents import load_documents, unwrap
+from factory.evalset import read_eval_set
 from factory.records import InputError
 
 TEXT = "焊接冷裂纹多在焊后数小时出现，与扩散氢、淬硬组织和拘束应力有关。"
@@ -81,7 +82,18 @@ def test_a_broken_line_of_jsonl_is_dropped_by_number(tmp_path):
     documents, dropped = load(tmp_path / "corpus.jsonl", "passages")
     assert list(documents) == ["d0", "d1", "d2", "d3", "d4", "d5", "d9"]
     assert dropped["corpus.jsonl:7"].reason == "broken-json"
-    assert documents["d0"].whole and documents["d0"].text == TEXT + "0"
+    assert documents["d0"].whole and documents["d0"].text == f"t\n{TEXT}0"
+
+
+def test_a_prepared_passage_is_trained_with_its_title_as_it_is_searched(tmp_path):
+    rows = [("a", "Slipstream", "It lifts."), ("b", "Slipstream", "Slipstream raises lift."), ("c", "", "No title.")]
+    corpus = [{"_id": i, "title": title, "text": text} for i, title, text in rows]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, corpus)))
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "lift?"}')
+    (tmp_path / "qrels.tsv").write_text("q\ta\t1\n")
+    documents, _ = load(tmp_path / "corpus.jsonl", "passages")
+    assert [d.text for d in documents.values()] == read_eval_set(tmp_path).passages
+    assert documents["a"].text == "Slipstream\nIt lifts." and documents["b"].text == "Slipstream raises lift."
 
 
 def test_two_rows_with_one_id_do_not_become_one_document(tmp_path):

@@ -91,6 +91,13 @@ def test_the_prompt_is_in_the_passages_language_and_carries_its_headings():
     assert chinese.schema["properties"]["items"]["minItems"] == 3
 
 
+def test_who_asks_and_what_is_asked_come_from_the_configuration():
+    asked = config(generate={"asker": "夜班护士", "types": ["reason", "问剂量"]})
+    (request,) = requests_for([passage("a")], asked)
+    assert request.messages[0][1].startswith("你是夜班护士。")
+    assert "第1个问为什么，第2个问剂量，第3个问为什么" in request.messages[1][1]
+
+
 def test_a_passage_that_would_not_fit_the_llm_is_asked_about_by_its_beginning():
     long = passage("a", "焊" * 10_000).model_copy(update={"tokens": 10_000})
     (request,) = requests_for([long], config(llm={"context": 1024}, generate={"max_tokens": 200}))
@@ -101,7 +108,10 @@ def test_every_prompt_of_the_package_can_be_read_and_names_its_variables():
     files = sorted(PROMPTS.glob("*.md"))
     assert len(files) == 4
     for file in files:
-        system, user = read_prompt(file).messages({"passage": "P!", "context": "C!", "count": 3, "types": "T!"})
+        system, user = read_prompt(file).messages(
+            {"asker": "A!", "passage": "P!", "context": "C!", "count": 3, "types": "T!"}
+        )
+        assert "A!" in system[1]
         assert all(v in user[1] for v in ("P!", "C!", "3", "T!"))
         assert "${" not in system[1] + user[1]
 
