@@ -1,4 +1,5 @@
-"""The client against a real server; a faulty server is a fake, since a real one does not fail on command."""
+"""The client against real servers: the embedded one here, vLLM too in `make test-vllm`. A faulty server is a fake,
+since a real one does not fail on command."""
 
 import json
 import os
@@ -26,8 +27,19 @@ def ask(text: str, schema=None) -> Request:
     return Request((("user", text),), max_tokens=120, temperature=0.5, seed=7, schema=schema)
 
 
-def llamacpp(gguf, **more) -> LLMConfig:
-    return LLMConfig.model_validate({"serve": "llamacpp", "model": str(gguf), "context": 512, "concurrency": 2} | more)
+@pytest.fixture(params=["llamacpp", pytest.param("vllm", marks=pytest.mark.vllm)])
+def server(request):
+    """Configurations of a server that we start, with whatever keys a test changes."""
+    if request.param == "llamacpp":
+        known = {"model": str(request.getfixturevalue("smollm_gguf"))}
+    else:  # set by tests/vllm_environment.sh
+        known = {
+            "model": os.environ["BGE_FACTORY_VLLM_MODEL"],
+            "executable": [os.environ["BGE_FACTORY_VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server"],
+            "arguments": os.environ["BGE_FACTORY_VLLM_ARGUMENTS"].split(),
+        }
+    known |= {"serve": request.param, "context": 512, "concurrency": 2}
+    return lambda **more: LLMConfig.model_validate(known | more)
 
 
 @pytest.fixture
@@ -70,48 +82,67 @@ def run(requests, config, tmp_path, said=None):
     return complete(requests, config, "model-1", tmp_path / "llm.sqlite", tmp_path / "server.log", (said or []).append)
 
 
-def test_the_embedded_server_follows_a_schema_and_no_answer_is_paid_for_twice(tmp_path, smollm_gguf):
+def test_a_server_follows_a_schema_and_no_answer_is_paid_for_twice(tmp_path, server):
     requests = [ask(f"Name a colour. Number {i}.", SCHEMA) for i in range(5)]
-    answers, usage = run([*requests, requests[0]], llamacpp(smollm_gguf), tmp_path)
+    answers, usage = run([*requests, requests[0]], server(), tmp_path)
     assert (usage.sent, usage.from_disk) == (5, 0)
     assert answers[5] == answers[0]
     for answer in answers:
         assert isinstance(json.loads(answer.text)["items"][0], str)
         assert answer.completion_tokens > 0
     # a model that is no longer there shows that nothing is started or sent
-    again, usage = run(requests, llamacpp("/nowhere.gguf"), tmp_path)
+    again, usage = run(requests, server(model="/nowhere"), tmp_path)
     assert (usage.sent, usage.from_disk) == (0, 5)
     assert again == answers[:5]
 
 
-def test_one_request_at_a_time_gives_the_same_answers_in_any_order(tmp_path, smollm_gguf):
+def test_one_request_at_a_time_gives_the_same_answers_in_any_order(tmp_path, server):
     requests = [ask(f"Write a sentence about welding, number {i}.") for i in range(3)]
-    config = llamacpp(smollm_gguf, concurrency=1)
+    config = server(concurrency=1)
     first, _ = run(requests, config, tmp_path / "a")
     second, _ = run(requests[::-1], config, tmp_path / "b")
     assert [a.text for a in first] == [a.text for a in second[::-1]]
 
 
-def test_the_server_is_gone_when_the_work_is_done_or_fails(tmp_path, smollm_gguf):
+def test_a_run_that_was_stopped_asks_only_for_what_is_missing(tmp_path, server):
+    requests = [ask(f"Name a tool. Number {i}.", SCHEMA) for i in range(6)]
+    before, _ = run(requests[:2], server(), tmp_path)
+    answers, usage = run(requests, server(), tmp_path)
+    assert (usage.from_disk, usage.sent) == (2, 4)
+    assert answers[:2] == before
+
+
+def test_an_answer_cut_off_by_its_limit_says_so(tmp_path, server):
+    request = Request((("user", "Count from one to a hundred in words."),), max_tokens=5, temperature=0, seed=1)
+    (answer,), _ = run([request], server(), tmp_path)
+    assert (answer.finish, answer.completion_tokens) == ("length", 5)
+
+
+def test_a_prompt_longer_than_the_context_is_refused_in_the_servers_words(tmp_path, server):
+    with pytest.raises(InputError, match=r"HTTP 400"):
+        run([ask("weld " * 3000)], server(), tmp_path)
+
+
+def test_the_server_is_gone_when_the_work_is_done_or_fails(tmp_path, server):
     import httpx
 
-    with pytest.raises(ZeroDivisionError), serve(llamacpp(smollm_gguf), tmp_path / "log", print) as endpoint:
+    with pytest.raises(ZeroDivisionError), serve(server(), tmp_path / "log", print) as endpoint:
         assert httpx.get(f"{endpoint.url}/models", trust_env=False).status_code == 200
         1 / 0  # noqa: B018
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{endpoint.url}/models", trust_env=False)
 
 
-def test_a_server_that_dies_shows_the_end_of_its_log(tmp_path):
+def test_a_server_that_dies_shows_the_end_of_its_log(tmp_path, server):
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(b"this is not a model")
-    with pytest.raises(ServerDied, match=r"(?s)ended with code.*bad\.gguf"):
-        run([ask("x")], llamacpp(bad), tmp_path)
+    with pytest.raises(ServerDied, match=r"(?s)ended with code.*server\.log.*bad\.gguf"):
+        run([ask("x")], server(model=str(bad)), tmp_path)
 
 
-def test_a_missing_model_is_the_users_mistake(tmp_path):
+def test_a_missing_model_is_the_users_mistake(tmp_path, server):
     with pytest.raises(InputError, match="no such model"):
-        run([ask("x")], llamacpp(tmp_path / "none.gguf"), tmp_path)
+        run([ask("x")], server(model=str(tmp_path / "none.gguf")), tmp_path)
 
 
 def test_passing_failures_are_retried_and_the_answer_is_kept(tmp_path, faulty):
