@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from factory.config import ModelConfig
 from factory.modelfiles import model_fingerprint
 from factory.progress import bar
 from factory.records import InputError
+from factory.settings import ModelConfig
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

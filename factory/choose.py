@@ -1,85 +1,165 @@
-"""Stage 7, choose: features → negatives. Each candidate ends with one decision and one reason."""
+"""Stage 7, choose: features → negatives. Each candidate ends with one decision and one reason.
+
+`decision` is negative, promoted (it answers the question: a further positive), rejected, or unused (allowed, but
+not drawn). The reason of a negative tells an easy fill from a drawn one.
+"""
 
 from __future__ import annotations
 
 import random
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from factory.config import ChooseConfig
-from factory.languages import squeeze
+from factory.presets import Verdict, columns_of, judge_by
+from factory.progress import bar
 from factory.records import Pair
 from factory.retrieve import Target
+from factory.settings import ChooseConfig
+
+DRAWN, DEEPER, RANDOM = "drawn", "fill-from-deeper-ranks", "random-fill"
+COLUMNS = ("pair_id", "candidate_id", "decision", "reason", "rerank_score", "probability")
 
 
-def rejection(row: Mapping[str, Any], config: ChooseConfig) -> str | None:
-    """Why a candidate must not be a negative; None if it may be.
+class Chooser:
+    """Draws the negatives of a block of pairs. The same seed gives the same draw, whatever the blocks.
 
-    The ceiling is `chance + ceiling × (positive − chance)`: NV-Retriever's share of the positive's score
-    (TopK-PercPos, arXiv 2407.15831) counted from the score of an unrelated pair, so that it means the
-    same for an encoder whose cosines all lie near 0.8 and for one with negative scores.
+    Args:
+        probability: for a block of scores the probability that each candidate answers the question, and whether the
+            judge read it; None where nothing was learnt.
     """
-    chance, positive = row["chance_score"], row["positive_score"]
-    if row["answer_tgt_answer_jaccard"] >= config.near_copy:
-        return "near-copy-of-the-positive"
-    if row["score"] > chance + config.ceiling * (positive - chance):
-        return "above-the-ceiling"
-    if row["rerank_score"] is not None and row["rerank_score"] >= row["positive_rerank_score"]:
-        return "reranker-prefers-it"
-    return None
 
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        targets: Sequence[Target],
+        config: ChooseConfig,
+        seed: int,
+        probability: Any = None,
+    ):
+        self.pairs, self.config, self.seed, self._probability = pairs, config, seed, probability
+        codes = {g: i for i, g in enumerate(dict.fromkeys(t.duplicate_group for t in targets))}
+        self._ids = [t.id for t in targets]
+        self._group_of = {t.id: codes[t.duplicate_group] for t in targets}
+        self._group = [codes[t.duplicate_group] for t in targets]
+        self._own = {p.id: codes[p.duplicate_group] for p in pairs if p.duplicate_group in codes}
+        self._pair = {p.id: p for p in pairs}
 
-def choose(
-    scores: pa.Table, pairs: Sequence[Pair], targets: Sequence[Target], config: ChooseConfig, seed: int
-) -> dict[str, list[Any]]:
-    """Decisions as columns `pair_id, candidate_id, decision, reason, rerank_score`.
+    def block(self, scores: pa.Table) -> pa.Table:
+        """The decisions of every candidate in `scores`, which holds whole pairs."""
+        columns = columns_of(scores)
+        if self._probability is not None:
+            columns |= self._probability(scores, columns)
+        verdict = judge_by(columns, self.config, scores)
+        pair_ids, candidates = scores["pair_id"].to_pylist(), scores["candidate_id"].to_pylist()
+        groups = np.array([self._group_of[c] for c in candidates], np.int64)
+        begins = [i for i, p in enumerate(pair_ids) if i == 0 or p != pair_ids[i - 1]]
+        rows = _Rows()
+        for begin, end in zip(begins, [*begins[1:], len(pair_ids)], strict=True):
+            self._one(pair_ids[begin], slice(begin, end), candidates, groups, columns, verdict, rows)
+        return rows.table()
 
-    `decision` is negative, rejected or unused. `negatives` are drawn at random from the first `depth`
-    allowed ones; where fewer are allowed, unrelated targets are drawn to fill up (reason `random-fill`).
-    """
-    of_pair: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    wanted = ["pair_id", "candidate_id", "score", "positive_score", "chance_score", "answer_tgt_answer_jaccard"]
-    for row in scores.select([*wanted, "rerank_score", "positive_rerank_score"]).to_pylist():
-        of_pair[row["pair_id"]].append(row)
-    text = {t.id: squeeze(t.text) for t in targets}
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("pair_id", "candidate_id", "decision", "reason", "rerank_score")
-    }
-
-    def decide(pair: Pair, candidate: str, decision: str, reason: str, rerank: float | None) -> None:
-        for name, value in zip(columns, (pair.id, candidate, decision, reason, rerank), strict=True):
-            columns[name].append(value)
-
-    for pair in pairs:
-        draw = random.Random(f"{seed}:{pair.id}")
-        allowed, used = [], {squeeze(pair.target_text)}
-        for row in of_pair[pair.id]:
-            reason = rejection(row, config)
-            if reason is None and text[row["candidate_id"]] in used:
-                reason = "copy-of-another-candidate"
-            if reason:
-                decide(pair, row["candidate_id"], "rejected", reason, row["rerank_score"])
+    def _one(
+        self,
+        pair: str,
+        at: slice,
+        candidates: list[str],
+        groups: np.ndarray,
+        columns: dict[str, np.ndarray],
+        verdict: Verdict,
+        rows: _Rows,
+    ) -> None:
+        c = self.config
+        draw = random.Random(f"{self.seed}:{pair}")
+        order = at.start + np.argsort(columns[verdict.order][at], kind="stable")
+        rerank, probability = columns["rerank_score"], columns.get("probability")
+        decisions: dict[int, tuple[str, str]] = {}
+        used, allowed = {self._own[pair]}, []
+        for i in order:
+            if verdict.promoted[i] and groups[i] not in used:
+                decisions[i] = ("promoted", verdict.reasons[i])
+                used.add(groups[i])
+        for i in order:
+            if i in decisions:
+                continue
+            if verdict.reasons[i]:
+                decisions[i] = ("rejected", verdict.reasons[i])
+            elif groups[i] in used:
+                decisions[i] = ("rejected", "copy-of-another-candidate")
             else:
-                used.add(text[row["candidate_id"]])
-                allowed.append(row)
-        pool = allowed[: config.depth]
-        drawn = {r["candidate_id"] for r in draw.sample(pool, min(config.negatives, len(pool)))}
-        for rank, row in enumerate(allowed):
-            taken = row["candidate_id"] in drawn
-            reason = "drawn-below-the-ceiling" if taken else "not-drawn" if rank < config.depth else "deeper-than-depth"
-            decide(pair, row["candidate_id"], "negative" if taken else "unused", reason, row["rerank_score"])
-        if len(drawn) < config.negatives and scores["rerank_score"].null_count == len(scores):
-            candidates = {row["candidate_id"] for row in of_pair[pair.id]}
-            others = [t for t in targets if t.id not in candidates and t.duplicate_group != pair.duplicate_group]
-            draw.shuffle(others)
-            for target in others:
-                if len(drawn) == config.negatives:
+                used.add(groups[i])
+                allowed.append(i)
+        first = [i for i in allowed if not verdict.fallback[i]]
+        pool = first[: {"depth": c.depth, "all": len(first), "first": c.negatives}[verdict.draw]]
+        drawn = dict.fromkeys(draw.sample(pool, min(c.negatives, len(pool))), DRAWN)
+        if c.too_few == "fill":  # what lies deeper, then what the preset falls back to: easier, in the order of rank
+            for i in [*first[len(pool) :], *(i for i in allowed if verdict.fallback[i])]:
+                if len(drawn) >= c.negatives:
                     break
-                if text[target.id] not in used:
-                    used.add(text[target.id])
-                    drawn.add(target.id)
-                    decide(pair, target.id, "negative", "random-fill", None)
-    return columns
+                drawn[i] = DEEPER
+        for place, i in enumerate(allowed):
+            if i in drawn:
+                decisions[i] = ("negative", drawn[i])
+            else:
+                decisions[i] = ("unused", "not-drawn" if place < len(pool) else "deeper-than-drawn-from")
+        for i in range(at.start, at.stop):
+            rows.add(pair, candidates[i], *decisions[i], rerank[i], probability[i] if probability is not None else None)
+        if len(drawn) < c.negatives and c.too_few == "fill" and np.isnan(rerank).all():
+            self._fill(pair, c.negatives - len(drawn), {candidates[i] for i in order}, used, draw, rows)
+
+    def _fill(
+        self, pair: str, wanted: int, candidates: set[str], used: set[int], draw: random.Random, rows: _Rows
+    ) -> None:
+        """Unrelated targets, drawn at random. With a reranker there are none: a row would have texts without scores."""
+        for i in _at_random(draw, len(self._ids)):
+            if not wanted:
+                return
+            if self._ids[i] not in candidates and self._group[i] not in used:
+                used.add(self._group[i])
+                rows.add(pair, self._ids[i], "negative", RANDOM, None, None)
+                wanted -= 1
+
+    def without_candidates(self, seen: set[str]) -> pa.Table:
+        """Decisions for the pairs that have no candidate at all: nothing but random ones."""
+        rows = _Rows()
+        for pair in self.pairs:
+            if pair.id not in seen and self.config.too_few == "fill":
+                draw = random.Random(f"{self.seed}:{pair.id}")
+                self._fill(pair.id, self.config.negatives, set(), {self._own[pair.id]}, draw, rows)
+        return rows.table()
+
+
+def _at_random(draw: random.Random, n: int) -> Iterator[int]:
+    """Numbers below n; soon the wanted ones are among them, and if not, every number comes in the end."""
+    for _ in range(min(n, 100)):
+        yield draw.randrange(n)
+    yield from draw.sample(range(n), n)
+
+
+class _Rows:
+    """Decisions as they are made, column by column."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+
+    def add(self, *values: Any) -> None:
+        for name, value in zip(COLUMNS, values, strict=True):
+            missing = isinstance(value, float | np.floating) and np.isnan(value)
+            self._columns[name].append(None if missing else value)
+
+    def table(self) -> pa.Table:
+        kinds = dict.fromkeys(COLUMNS[:4], pa.string()) | dict.fromkeys(COLUMNS[4:], pa.float32())
+        return pa.table({name: pa.array(self._columns[name], kinds[name]) for name in COLUMNS})
+
+
+def choose(blocks: Iterable[pa.Table], chooser: Chooser, total: int) -> Iterator[pa.Table]:
+    """The decisions of each block, then those of the pairs that no block names."""
+    seen: set[str] = set()
+    with bar("choose", "candidate", total) as shown:
+        for block in blocks:
+            seen.update(block["pair_id"].to_pylist())
+            yield chooser.block(block)
+            shown.update(len(block))
+    yield chooser.without_candidates(seen)

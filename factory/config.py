@@ -1,4 +1,4 @@
-"""The whole YAML file as frozen models. Every default has its reason beside it.
+"""The whole YAML file as one frozen model; its sections are in settings.py.
 
 Paths in the file are relative to the file's own folder; `~` and `$VARIABLE` are expanded.
 """
@@ -7,193 +7,27 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from factory.records import InputError, problem
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Pairing = Literal["question-document", "question-answer", "question-question"]
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class InputConfig(Part):
-    """Where the text comes from."""
-
-    path: str | list[str] = Field(description="a folder, a file or a glob, or a list of these")
-    kind: Literal["documents", "passages", "pairs"] = Field(
-        "documents",
-        description="documents: split into passages. passages: one passage a line (BEIR corpus.jsonl, .csv with a text "
-        "column, .txt with one passage a line), kept as they are, a title before the text. pairs: .csv or .jsonl with query and text; no LLM is used",
-    )
-
-
-class ModelConfig(Part):
-    """The model to be trained: its tokenizer sets the passage lengths, its vectors find the candidates."""
-
-    path: str = Field(description="a local folder: bge-m3, bge-large-zh-v1.5, any sentence-transformers folder")
-    kind: Literal["auto", "m3", "flag", "sentence-transformers"] = Field(
-        "auto",
-        description="auto: m3 if the folder holds sparse_linear.pt, FlagEmbedding's class if it can, else sentence-transformers",
-    )
-    query_instruction: str = Field("", description="put before each query, e.g. 'query: ' for e5; bge-m3 wants none")
-    passage_instruction: str = Field("", description="put before each passage, e.g. 'passage: ' for e5")
-    query_max_length: int = Field(128, ge=8, description="tokens; longer questions are truncated")
-    passage_max_length: int = Field(512, ge=16, description="tokens; longer passages are truncated")
-    batch_size: int = Field(32, ge=1, description="texts encoded at once; 32 fits a CPU and any GPU")
-    device: str = Field("auto", description="auto, cpu, cuda:0, …")
-
-
-class PassagesConfig(Part):
-    """How documents are split."""
-
-    max_tokens: int = Field(
-        256, ge=16, description="token budget under the training model's tokenizer; about 400 Chinese characters"
-    )
-    overlap_tokens: int = Field(0, ge=0, description="0: overlap makes near-duplicates, which are poor negatives")
-    min_tokens: int = Field(
-        16, ge=1, description="a shorter piece is joined to its neighbour, or dropped if it cannot be"
-    )
-    near_duplicate: Fraction = Field(
-        0.8, description="Jaccard on character 5-grams from which two texts count as copies"
-    )
-
-
-class SplitConfig(Part):
-    """Train, dev and eval are divided by document group, before any question is written."""
-
-    eval: Fraction | None = Field(
-        None,
-        description="share of the documents whose questions are held out; default 0.15, or 0 when `test.questions` names them",
-    )
-    dev: Fraction = Field(0.0, description="share for dev/, the set to choose checkpoints on")
-
-
-class TestConfig(Part):
-    """Questions that people asked: they become eval/, and no generated question goes in there."""
-
-    questions: str | None = Field(
-        None, description='JSONL: {"id", "query", "answers": [{"document": file, "quote": a span of its text}]}'
-    )
-    hold_out: bool = Field(True, description="keep the documents that the questions rest on out of training")
-
-
-class LLMConfig(Part):
-    """Where the local LLM is and how it is asked."""
-
-    serve: Literal["llamacpp", "vllm", "endpoint"] = Field(
-        "llamacpp",
-        description="llamacpp: a GGUF file, served by us. vllm: `vllm serve` started by us. endpoint: a URL that runs",
-    )
-    model: str = Field(
-        "", description="a GGUF file (llamacpp), a model folder (vllm), or the served model's name (endpoint)"
-    )
-    url: str = Field("", description="endpoint only, e.g. http://127.0.0.1:8000/v1")
-    api_key_env: str = Field(
-        "", description="name of the environment variable that holds the key; the key is never written down"
-    )
-    executable: list[str] = Field(
-        default_factory=lambda: ["vllm", "serve"],
-        description="vllm only: the command, which may live in another environment",
-    )
-    arguments: list[str] = Field(
-        default_factory=list, description="vllm only: further arguments, e.g. --tensor-parallel-size 8"
-    )
-    environment: dict[str, str] = Field(default_factory=dict, description="vllm only: further environment variables")
-    concurrency: int = Field(
-        8,
-        ge=1,
-        description="requests under way at once; 64 and more for vLLM on a GPU; 1 gives answers that are the same in every run",
-    )
-    context: int = Field(2048, ge=256, description="tokens of prompt and answer together, per request")
-    timeout: float = Field(600, gt=0, description="seconds for one answer; a CPU is slow")
-    start_timeout: float = Field(
-        900, gt=0, description="seconds for the server to come up; a large model loads for minutes"
-    )
-    retries: int = Field(4, ge=0, description="times a failed request is sent again, with growing pauses")
-    seed: int = Field(42, description="sent with each request")
-
-    @model_validator(mode="after")
-    def _complete(self) -> LLMConfig:
-        if self.serve == "endpoint" and not self.url:
-            raise ValueError("serve: endpoint needs url, e.g. http://127.0.0.1:8000/v1")
-        return self
-
-
-class GenerateConfig(Part):
-    """What the LLM is asked for."""
-
-    pairing: Pairing = Field(
-        "question-document", description="what a question is trained to find: the passage, the answer, or a rewording"
-    )
-    questions_per_passage: int = Field(3, ge=1, le=10)
-    asker: str = Field(
-        "",
-        description="who asks, in the passages' language, e.g. 'a nurse on a night shift'; default: somebody who looks something up",
-    )
-    types: list[str] = Field(
-        default_factory=lambda: ["fact", "how-to", "reason"],
-        description="kinds of question, handed to the prompt in turn",
-    )
-    temperature: float = Field(0.7, ge=0, le=2, description="0.7: varied wording, still on the subject")
-    max_tokens: int = Field(400, ge=16, description="of one answer")
-    prompt: str | None = Field(
-        None, description="your own prompt file; default: the package's, by pairing and language"
-    )
-    max_passages: int | None = Field(
-        None, ge=1, description="ask about this many passages, drawn evenly over the documents; default all"
-    )
-
-
-class QualityConfig(Part):
-    """What a question must be to be kept."""
-
-    min_characters: int = Field(5, ge=1)
-    max_characters: int = Field(300, ge=10)
-    max_copy: Fraction = Field(
-        0.9, description="partial_ratio of question and passage (rapidfuzz) above which it is copied"
-    )
-    max_run: Fraction = Field(
-        0.5,
-        description="share of the question that may stand in the passage in one piece, if that is a clause or longer",
-    )
-    duplicate: Fraction = Field(
-        0.9, description="ratio of two questions on one passage above which the second is a duplicate"
-    )
-    round_trip_k: int = Field(
-        20, ge=0, description="the passage must be among the base model's first k; 0 turns the test off"
-    )
-
-
-class MineConfig(Part):
-    top_k: int = Field(100, ge=1, description="candidates for each question")
-
-
-class ScoreConfig(Part):
-    reranker: str | None = Field(
-        None, description="a folder: bge-reranker-v2-m3 or any cross-encoder; writes pos_scores/neg_scores"
-    )
-    batch_size: int = Field(32, ge=1)
-
-
-class ChooseConfig(Part):
-    """Which candidates become negatives."""
-
-    negatives: int = Field(
-        7, ge=1, description="for each question: with one positive a group of 8, FlagEmbedding's usual"
-    )
-    ceiling: Fraction = Field(
-        0.95,
-        description="a negative's score may reach this share of the positive's, both counted from the score of a chance pair "
-        "(TopK-PercPos of NV-Retriever, arXiv 2407.15831)",
-    )
-    near_copy: Fraction = Field(0.8, description="Jaccard with the positive above which a candidate is a copy of it")
-    depth: int = Field(40, ge=1, description="negatives are drawn at random from the first so many that are allowed")
+from factory.settings import (
+    ChooseConfig,
+    GenerateConfig,
+    InputConfig,
+    JudgeConfig,
+    LLMConfig,
+    MineConfig,
+    ModelConfig,
+    Part,
+    PassagesConfig,
+    QualityConfig,
+    ScoreConfig,
+    SplitConfig,
+    TestConfig,
+)
 
 
 class Config(Part):
@@ -209,6 +43,7 @@ class Config(Part):
     quality: QualityConfig = QualityConfig()
     mine: MineConfig = MineConfig()
     score: ScoreConfig = ScoreConfig()
+    judge: JudgeConfig = JudgeConfig()
     choose: ChooseConfig = ChooseConfig()
     seed: int = Field(42, description="of every draw")
 
@@ -255,6 +90,7 @@ def resolve_paths(config: Config, base: Path) -> Config:
     """The configuration with each path absolute."""
     source = config.input.path
     paths = [expand(p, base) for p in ([source] if isinstance(source, str) else source)]
+    reranker = config.score.reranker
     local_llm = config.llm.model and config.llm.serve != "endpoint"
     return config.model_copy(
         update={
@@ -270,7 +106,7 @@ def resolve_paths(config: Config, base: Path) -> Config:
                 update={"prompt": config.generate.prompt and expand(config.generate.prompt, base)}
             ),
             "score": config.score.model_copy(
-                update={"reranker": config.score.reranker and expand(config.score.reranker, base)}
+                update={"reranker": reranker and (reranker if reranker == "llm" else expand(reranker, base))}
             ),
         }
     )

@@ -15,10 +15,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from factory.config import InputConfig
 from factory.languages import HAN
 from factory.progress import progress
-from factory.records import Document, Dropped, InputError, titled
+from factory.records import Document, Dropped, InputError, loads, titled
+from factory.settings import InputConfig
 
 TEXT, MARKDOWN, TABLE, LINES = {".txt"}, {".md", ".markdown"}, {".csv", ".tsv"}, {".jsonl"}
 CONVERTED = {".pdf", ".docx", ".html", ".htm"}
@@ -189,7 +189,7 @@ def _json_lines(text: str, name: str) -> Iterator[tuple[int, dict[str, Any] | Dr
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = loads(line)
             problem = "" if isinstance(row, dict) else f"expected a JSON object, got {type(row).__name__}"
         except json.JSONDecodeError as e:
             problem = f"not valid JSON: {e.msg} at column {e.colno}"

@@ -41,8 +41,8 @@ def read_eval_set(folder: Path) -> EvalSet:
         raise InputError(
             "no such folder", where=folder, fix="give a folder with corpus.jsonl, queries.jsonl and qrels.tsv"
         )
-    corpus = _texts(folder / "corpus.jsonl")
-    asked = _texts(folder / "queries.jsonl")
+    corpus = read_corpus(folder / "corpus.jsonl")
+    asked = read_corpus(folder / "queries.jsonl")
     index = {key: i for i, key in enumerate(corpus)}
     path = folder / "qrels.tsv"
     if not path.is_file():
@@ -70,7 +70,12 @@ def read_eval_set(folder: Path) -> EvalSet:
     )
 
 
-def _texts(path: Path) -> dict[str, str]:
+def read_corpus(path: Path) -> dict[str, str]:
+    """Texts by `_id`, each with its title before it.
+
+    Raises:
+        InputError: a line without `_id` or `text`, or an `_id` that is there twice; names file:line.
+    """
     found: dict[str, str] = {}
     for number, row in read_lines(path):
         where = f"{path}:{number}"

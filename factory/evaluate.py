@@ -11,9 +11,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from factory import metrics
-from factory.config import ModelConfig
 from factory.evalset import EvalSet, read_eval_set
 from factory.records import InputError
+from factory.settings import ModelConfig
 from factory.workspace import write_json, write_jsonl
 
 if TYPE_CHECKING:

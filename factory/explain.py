@@ -26,6 +26,7 @@ def _line(key: str, field: Any) -> str:
         shown = field.default_factory()
     else:
         shown = "(required)" if field.default is PydanticUndefined else field.default
+    shown = list(shown) if isinstance(shown, tuple) else shown
     shown = (
         "null" if shown is None else str(shown).lower() if isinstance(shown, bool) else '""' if shown == "" else shown
     )

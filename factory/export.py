@@ -18,31 +18,34 @@ def training_rows(
     targets: Sequence[Target],
     decisions: Iterable[Mapping[str, Any]],
     positive_scores: Mapping[str, float],
+    fewest: int = 1,
 ) -> tuple[list[Example], list[Dropped]]:
-    """One example for each training pair with at least one negative; reranker logits beside the texts if there are any."""
+    """One example for each training pair with at least `fewest` negatives; promoted candidates follow its positive.
+
+    Reranker logits stand beside the texts where every text of the row has one.
+    """
     text = {t.id: t.text for t in targets}
-    negatives: dict[str, list[tuple[str, float | None]]] = defaultdict(list)
+    chosen: dict[str, dict[str, list[tuple[str, float | None]]]] = defaultdict(lambda: defaultdict(list))
     for row in decisions:
-        if row["decision"] == "negative":
-            negatives[row["pair_id"]].append((text[row["candidate_id"]], row["rerank_score"]))
+        if row["decision"] in ("negative", "promoted"):
+            chosen[row["pair_id"]][row["decision"]].append((text[row["candidate_id"]], row["rerank_score"]))
     examples, dropped = [], []
     for pair in pairs:
-        chosen = negatives[pair.id]
-        if not chosen:
-            dropped.append(
-                Dropped(
-                    stage="export", id=pair.id, reason="no-negative", detail="no candidate was allowed", text=pair.query
-                )
-            )
+        negatives, promoted = chosen[pair.id]["negative"], chosen[pair.id]["promoted"]
+        if len(negatives) < fewest:
+            reason = "too-few-negatives" if negatives else "no-negative"
+            detail = f"{len(negatives)} candidates were allowed, {fewest} are needed"
+            dropped.append(Dropped(stage="export", id=pair.id, reason=reason, detail=detail, text=pair.query))
             continue
-        scored = pair.id in positive_scores and all(score is not None for _, score in chosen)
+        positives = [(pair.target_text, positive_scores.get(pair.id)), *promoted]
+        scored = all(score is not None for _, score in [*positives, *negatives])
         examples.append(
             Example(
                 query=pair.query,
-                pos=[pair.target_text],
-                neg=[negative for negative, _ in chosen],
-                pos_scores=[positive_scores[pair.id]] if scored else None,
-                neg_scores=[float(score) for _, score in chosen if score is not None] if scored else None,
+                pos=[positive for positive, _ in positives],
+                neg=[negative for negative, _ in negatives],
+                pos_scores=[float(s) for _, s in positives if s is not None] if scored else None,
+                neg_scores=[float(s) for _, s in negatives if s is not None] if scored else None,
                 type=pair.type or None,
                 id=pair.id,
             )

@@ -7,15 +7,16 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from factory.answers import Answer
 from factory.config import Config
 from factory.documents import read_table
 from factory.duplicates import near_duplicate_groups
 from factory.languages import language
-from factory.llm import Answer, Usage, complete
+from factory.llm import LLM, Usage
 from factory.models import model_fingerprint
 from factory.passages import trainable
 from factory.prompting import requests_for, types_of
-from factory.records import Dropped, InputError, Pair, Passage
+from factory.records import Dropped, InputError, Pair, Passage, loads
 from factory.workspace import fingerprint
 
 
@@ -71,9 +72,9 @@ def parse_answer(text: str) -> list[dict[str, str]]:
     starts = [text.find(c) for c in "[{" if c in text]
     body = text[min(starts) :] if starts else text
     try:
-        value = json.loads(body)
+        value = loads(body)
     except json.JSONDecodeError:
-        value = repair_json(body, return_objects=True)
+        value = loads(str(repair_json(body)) or "null")
     items = value.get("items") if isinstance(value, dict) else value
     good = (
         [i for i in items if isinstance(i, dict) and isinstance(i.get("question"), str) and i["question"].strip()]
@@ -150,9 +151,8 @@ def generate(
         raise InputError(
             "no passage is left to ask about", fix="see dropped/generate.jsonl; loosen test.hold_out or split"
         )
-    answers, usage = complete(
-        requests_for(asked, config), config.llm, llm_identity(config), cache / "llm.sqlite", log, say
-    )
+    with LLM(config.llm, llm_identity(config), cache / "llm.sqlite", log, say) as llm:
+        answers, usage = llm.complete(requests_for(asked, config))
     pairs: list[Pair] = []
     for number, (passage, answer) in enumerate(zip(asked, answers, strict=True)):
         good, bad = pairs_of(passage, number, answer, config)

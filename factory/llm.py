@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from typing import Any
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from factory.config import LLMConfig
+from factory.answers import Answer, AnswerStore
 from factory.progress import bar
 from factory.records import InputError
 from factory.serve import Endpoint, ServerDied, serve
+from factory.settings import LLMConfig
 from factory.workspace import fingerprint
 
 THINK = re.compile(r"<think>.*?(</think>|\Z)", re.S)
@@ -27,13 +27,15 @@ THINK = re.compile(r"<think>.*?(</think>|\Z)", re.S)
 
 @dataclass(frozen=True)
 class Request:
-    """One chat completion. `schema` is a JSON schema that the answer must follow."""
+    """One chat completion. `schema` is a JSON schema that the answer must follow; `top_logprobs` asks for the
+    log-probabilities of the first token's so many likeliest alternatives."""
 
     messages: tuple[tuple[str, str], ...]  # (role, content)
     max_tokens: int
     temperature: float
     seed: int
     schema: dict[str, Any] | None = None
+    top_logprobs: int = 0
 
     def body(self) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -47,65 +49,9 @@ class Request:
                 "type": "json_schema",
                 "json_schema": {"name": "answer", "schema": self.schema, "strict": True},
             }
+        if self.top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         return body
-
-
-@dataclass(frozen=True)
-class Answer:
-    text: str  # without <think> parts
-    finish: str  # "stop", "length", … as the server says
-    prompt_tokens: int
-    completion_tokens: int
-    seconds: float
-
-
-class AnswerStore:
-    """Answers in SQLite, keyed by a hash of the whole request and the model. One row is one commit."""
-
-    def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, timeout=60)
-        try:
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, model TEXT, request TEXT, text TEXT, finish TEXT,"
-                " prompt_tokens INTEGER, completion_tokens INTEGER, seconds REAL, created REAL)"
-            )
-        except sqlite3.DatabaseError as e:
-            raise InputError(
-                f"not a usable SQLite file: {e}", where=path, fix="move it away; its answers will be asked for again"
-            ) from e
-
-    def get(self, key: str) -> Answer | None:
-        row = self._db.execute(
-            "SELECT text, finish, prompt_tokens, completion_tokens, seconds FROM answers WHERE key = ?", (key,)
-        ).fetchone()
-        return Answer(*row) if row else None
-
-    def put(self, key: str, model: str, body: dict[str, Any], answer: Answer) -> None:
-        try:
-            with self._db:
-                self._db.execute(
-                    "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        key,
-                        model,
-                        json.dumps(body, ensure_ascii=False),
-                        answer.text,
-                        answer.finish,
-                        answer.prompt_tokens,
-                        answer.completion_tokens,
-                        answer.seconds,
-                        time.time(),
-                    ),
-                )
-        except sqlite3.OperationalError as e:
-            raise InputError(
-                f"an answer could not be stored: {e}", fix="free some disk space and run again: stored answers are kept"
-            ) from e
-
-    def close(self) -> None:
-        self._db.close()
 
 
 @dataclass(frozen=True)
@@ -118,38 +64,58 @@ class Usage:
     seconds: float
 
 
-def complete(
-    requests: Sequence[Request], config: LLMConfig, model_id: str, store: Path, log: Path, say: Callable[[str], None]
-) -> tuple[list[Answer], Usage]:
-    """An answer for each request, in order. The server is started only if one is not on disk yet.
+class LLM:
+    """A server and the answers it has given. The server is started when an answer is first missing on disk.
+
+        with LLM(config, model_id, store, log, say) as llm:
+            answers, usage = llm.complete(requests)
 
     Args:
         model_id: fingerprint or name of the model; part of each answer's key.
-
-    Raises:
-        InputError: the server refuses a request (HTTP 4xx), or does not exist.
-        ServerDied: it stopped answering; the answers so far are kept.
+        store: the SQLite file of the answers; log: where a server that we start writes.
     """
-    with closing(AnswerStore(store)) as answers:
-        keys = [fingerprint([model_id, r.body()]) for r in requests]
+
+    def __init__(self, config: LLMConfig, model_id: str, store: Path, log: Path, say: Callable[[str], None]):
+        self.config, self.model_id, self._log, self._say = config, model_id, log, say
+        self._open = ExitStack()
+        self._answers = self._open.enter_context(closing(AnswerStore(store)))
+        self._endpoint: Endpoint | None = None
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
+
+    def complete(self, requests: Sequence[Request], what: str = "ask the LLM") -> tuple[list[Answer], Usage]:
+        """An answer for each request, in order.
+
+        Raises:
+            InputError: the server refuses a request (HTTP 4xx), or does not exist.
+            ServerDied: it stopped answering; the answers so far are kept.
+        """
+        answers = self._answers
+        keys = [fingerprint([self.model_id, r.body()]) for r in requests]
         missing = {k: r for k, r in zip(keys, requests, strict=True) if answers.get(k) is None}
         started, tokens = time.monotonic(), 0
         if len(missing) < len(set(keys)):
-            say(f"{len(set(keys)) - len(missing):,} of {len(set(keys)):,} answers are on disk already")
+            self._say(f"{len(set(keys)) - len(missing):,} of {len(set(keys)):,} answers are on disk already")
         if missing:
-            with serve(config, log, say) as endpoint, bar("ask the LLM", "answer", len(missing)) as shown:
+            if self._endpoint is None:
+                self._endpoint = self._open.enter_context(serve(self.config, self._log, self._say))
+            with bar(what, "answer", len(missing)) as shown:
 
                 def finished(key: str, answer: Answer) -> None:
                     nonlocal tokens
-                    answers.put(key, model_id, missing[key].body(), answer)
+                    answers.put(key, self.model_id, missing[key].body(), answer)
                     tokens += answer.completion_tokens
                     shown.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
                     shown.update()
 
-                asyncio.run(_ask_all(endpoint, missing, config, finished))
+                asyncio.run(_ask_all(self._endpoint, missing, self.config, finished))
         found = [answers.get(k) for k in keys]
         usage = Usage(len(set(keys)) - len(missing), len(missing), tokens, time.monotonic() - started)
-    return [a for a in found if a is not None], usage
+        return [a for a in found if a is not None], usage
 
 
 async def _ask_all(
@@ -218,7 +184,14 @@ async def _ask(client: httpx.AsyncClient, endpoint: Endpoint, request: Request, 
         prompt_tokens=usage.get("prompt_tokens", 0),
         completion_tokens=usage.get("completion_tokens", 0),
         seconds=round(time.monotonic() - started, 3),
+        first=_first_token(choice) if request.top_logprobs else (),
     )
+
+
+def _first_token(choice: dict[str, Any]) -> tuple[tuple[str, float], ...]:
+    """The alternatives of the answer's first token; empty if the server sent none."""
+    content = (choice.get("logprobs") or {}).get("content") or [{}]
+    return tuple((a["token"], float(a["logprob"])) for a in content[0].get("top_logprobs") or [])
 
 
 def strip_thinking(text: str) -> str:

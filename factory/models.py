@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -29,10 +29,13 @@ from factory.backends import (
     SentenceTransformersReranker,
     in_blocks,
 )
-from factory.config import ModelConfig
 from factory.modelfiles import architecture_of, check_model_folder, model_fingerprint, pooling_of, position_limit
 from factory.records import InputError
+from factory.settings import ModelConfig
 from factory.workspace import atomic
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 __all__ = [
     "BLOCK",
@@ -141,10 +144,11 @@ def load_reranker(path: str | Path, batch_size: int = 32, device: str = "auto") 
 
 
 class CachedEncoder:
-    """An encoder whose dense vectors are kept in `<cache>/embeddings/`, one file for each block of 256 texts.
+    """An encoder whose vectors are kept in `<cache>/embeddings/`, one file for each block of 256 texts.
 
     A file's name is the SHA-256 of the encoder's key and the block's texts; it is written whole or not at
-    all, and one that cannot be read back is made again. With sparse or ColBERT vectors nothing is cached.
+    all, and one that cannot be read back is made again. A model with sparse weights gives them in the same pass, so
+    they are kept beside the dense vectors, in a file of their own. ColBERT's vectors are not kept.
     """
 
     def __init__(self, encoder: Encoder, cache: Path):
@@ -162,26 +166,47 @@ class CachedEncoder:
         return self.encoder.key(role)
 
     def encode(self, texts: Sequence[str], role: Role, *, modes: Sequence[Mode] = ("dense",)) -> Encoded:
-        if set(modes) != {"dense"}:
+        if not set(modes) <= {"dense", "sparse"} or not set(modes) <= {"dense", *self.modes}:
             return self.encoder.encode(texts, role, modes=modes)
+        with_sparse = "sparse" in self.modes
 
         def block_of(block: Sequence[str]) -> Encoded:
             name = hashlib.sha256(json.dumps([self.key(role), *block]).encode()).hexdigest()
-            path = self.folder / f"{name}.npy"
-            try:
-                dense = np.load(path, allow_pickle=False)
-                if (
-                    dense.dtype == np.float32
-                    and dense.ndim == 2
-                    and len(dense) == len(block)
-                    and np.isfinite(dense).all()
-                ):
-                    return Encoded(dense)
-            except (OSError, ValueError, EOFError):
-                pass  # not there, or cut off: made again below
-            encoded = self.encoder.encode(block, role)
-            with atomic(path) as temporary, open(temporary, "wb") as f:
-                np.save(f, encoded.dense)
-            return encoded
+            dense_file, sparse_file = self.folder / f"{name}.npy", self.folder / f"{name}.sparse.npz"
+            dense = _dense_of(dense_file, len(block))
+            sparse = _sparse_of(sparse_file, len(block)) if with_sparse else None
+            if dense is None or (with_sparse and sparse is None):
+                encoded = self.encoder.encode(block, role, modes=("dense", "sparse") if with_sparse else ("dense",))
+                dense, sparse = encoded.dense, encoded.sparse
+                with atomic(dense_file) as temporary, open(temporary, "wb") as f:
+                    np.save(f, dense)
+                if sparse is not None:
+                    from scipy.sparse import save_npz
+
+                    with atomic(sparse_file) as temporary, open(temporary, "wb") as f:
+                        save_npz(f, sparse)
+            return Encoded(dense, sparse if "sparse" in modes else None)
 
         return in_blocks(texts, block_of, role)
+
+
+def _dense_of(path: Path, rows: int) -> np.ndarray | None:
+    """A block's vectors; None if they are not there, or cut off."""
+    try:
+        dense = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = dense.dtype == np.float32 and dense.ndim == 2 and len(dense) == rows and np.isfinite(dense).all()
+    return dense if whole else None
+
+
+def _sparse_of(path: Path, rows: int) -> csr_matrix | None:
+    from zipfile import BadZipFile
+
+    from scipy.sparse import load_npz
+
+    try:
+        sparse = load_npz(path).tocsr()
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile):
+        return None
+    return sparse if sparse.shape[0] == rows else None

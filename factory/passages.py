@@ -9,11 +9,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from factory.config import Config, PassagesConfig
+from factory.config import Config
 from factory.duplicates import near_duplicate_groups
 from factory.progress import progress
 from factory.questions import Question, documents_of
 from factory.records import Document, Dropped, InputError, Passage, Split
+from factory.settings import PassagesConfig
 
 
 def load_tokenizer(model: Path) -> Any:

@@ -7,19 +7,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from factory import choose, documents, export, generate, hybrid, passages, prompting, quality, retrieve
+from factory import documents, export, generate, passages, prompting, quality
 from factory.config import Config
-from factory.models import CachedEncoder, Encoder, load_encoder, load_reranker, model_fingerprint
+from factory.models import CachedEncoder, Encoder, load_encoder, model_fingerprint
+from factory.negatives import CANDIDATES, DECISIONS, JUDGEMENTS, MODEL, SCORES, Negatives, judges
 from factory.questions import read_questions
-from factory.records import Document, Dropped, InputError, Pair, Passage, read_records
-from factory.workspace import Outcome, Workspace, atomic, sha256_file, write_jsonl
+from factory.records import Document, InputError, Pair, Passage, read_records
+from factory.tables import row_groups
+from factory.workspace import Outcome, Workspace, sha256_file, write_jsonl
 
 DOCUMENTS, PASSAGES, PAIRS, KEPT = "1-documents.jsonl", "2-passages.jsonl", "3-pairs.jsonl", "4-kept.jsonl"
-CANDIDATES, SCORES, DECISIONS, TRAIN = "5-candidates.parquet", "6-scores.parquet", "7-decisions.parquet", "train.jsonl"
+TRAIN = "train.jsonl"
 
 
 def build(config: Config, out: Path, say: Callable[[str], None]) -> Path:
@@ -84,9 +82,29 @@ class Build:
             outputs=[KEPT],
             rests_on=[c.quality, encoder, self.tests_digest],
         )
-        stage("mine", self.mine, inputs=[PASSAGES, KEPT], outputs=[CANDIDATES], rests_on=[c.mine, encoder])
-        stage("score", self.score, inputs=[PASSAGES, KEPT, CANDIDATES], outputs=[SCORES], rests_on=[c.score, encoder])
-        stage("choose", self.choose, inputs=[PASSAGES, KEPT, SCORES], outputs=[DECISIONS], rests_on=[c.choose, c.seed])
+        negatives = Negatives(c, self.ws, self._passages, self._kept, lambda: self.encoder, self.say)
+        preset = c.choose.preset == "window"  # which is over an index of its own
+        stage("mine", negatives.mine, inputs=[PASSAGES, KEPT], outputs=[CANDIDATES], rests_on=[c.mine, encoder, preset])
+        reranker = [c.score, c.choose.near_copy, self._reranker_identity()]
+        stage(
+            "score",
+            negatives.score,
+            inputs=[PASSAGES, KEPT, CANDIDATES],
+            outputs=[SCORES],
+            rests_on=[reranker, encoder],
+        )
+        inputs = [PASSAGES, KEPT, SCORES]
+        if judges(c):
+            drawn_from = [c.choose.near_copy, c.choose.depth, c.choose.reject_at]
+            stage(
+                "judge",
+                negatives.judge,
+                inputs=inputs,
+                outputs=[JUDGEMENTS, MODEL],
+                rests_on=[c.judge, asked, c.seed, drawn_from],
+            )
+            inputs = [*inputs, JUDGEMENTS, MODEL]
+        stage("choose", negatives.choose, inputs=inputs, outputs=[DECISIONS], rests_on=[c.choose, c.seed])
         sets = [
             f"{name}/{file}"
             for name in self._held_out_sets()
@@ -94,7 +112,7 @@ class Build:
         ]
         stage(
             "export",
-            self.export,
+            lambda: self.export(negatives),
             inputs=[PASSAGES, KEPT, SCORES, DECISIONS],
             outputs=[TRAIN, *sets],
             rests_on=self.tests_digest,
@@ -154,47 +172,24 @@ class Build:
         counts = {"kept": len(kept)} | {s: sum(p.split == s for p in kept) for s in ("train", "dev", "eval")}
         return Outcome(len(pairs), len(kept), dropped, counts)
 
-    def mine(self) -> Outcome:
-        pairs, targets = self._to_train()
-        columns = retrieve.mine(pairs, targets, *self._vectors(pairs, targets), self.config.mine.top_k)
-        self._write_table(CANDIDATES, pa.table(columns))
-        used = {p.id for p in pairs}
-        leaking = [p for p in self._kept if p.split == "train" and p.id not in used]
-        dropped = [Dropped(stage="mine", id=p.id, reason="copies-a-held-out-target", text=p.query) for p in leaking]
-        counts = {"questions": len(pairs), "candidates": len(columns["pair_id"])}
-        return Outcome(len(pairs) + len(dropped), len(pairs), dropped, counts)
-
-    def score(self) -> Outcome:
-        pairs, targets = self._to_train()
-        c = self.config.score
-        reranker = load_reranker(c.reranker, c.batch_size, self.config.model.device) if c.reranker else None
-        candidates = pq.read_table(self.ws.path(CANDIDATES)).to_pydict()
-        table = hybrid.score(candidates, pairs, targets, *self._vectors(pairs, targets), reranker)
-        self._write_table(SCORES, table)
-        return Outcome(len(table), len(table), [], {"candidates": len(table), "features": len(hybrid.COLUMNS) - 4})
-
-    def choose(self) -> Outcome:
-        pairs, targets = self._to_train()
-        scores = pq.read_table(self.ws.path(SCORES))
-        columns = choose.choose(scores, pairs, targets, self.config.choose, self.config.seed)
-        self._write_table(DECISIONS, pa.table(columns))
-        rows = len(columns["decision"])
-        counts = {kind: columns["decision"].count(kind) for kind in ("negative", "rejected", "unused")}
-        return Outcome(rows, rows, [], counts | {f"rejected {r}": n for r, n in _rejections(columns).items()})
-
-    def export(self) -> Outcome:
-        pairs, trained = self._to_train()
-        scores = pq.read_table(self.ws.path(SCORES), columns=["pair_id", "positive_rerank_score"]).to_pylist()
-        positive = {r["pair_id"]: r["positive_rerank_score"] for r in scores if r["positive_rerank_score"] is not None}
-        decisions = pq.read_table(self.ws.path(DECISIONS)).to_pylist()
-        examples, dropped = export.training_rows(pairs, trained, decisions, positive)
+    def export(self, negatives: Negatives) -> Outcome:
+        positive: dict[str, float] = {}
+        for block in row_groups(self.ws.path(SCORES), ["pair_id", "positive_rerank_score"]):
+            both = zip(block["pair_id"].to_pylist(), block["positive_rerank_score"].to_pylist(), strict=True)
+            positive |= {pair: score for pair, score in both if score is not None}
+        decisions = (row for block in row_groups(self.ws.path(DECISIONS)) for row in block.to_pylist())
+        examples, dropped = export.training_rows(
+            negatives.pairs, negatives.targets, decisions, positive, self._fewest()
+        )
         if not examples:
             raise InputError("no training row has a negative", fix="add passages, or raise choose.ceiling")
-        everything = retrieve.targets_of(self._passages, self._kept)
+        everything = negatives.everything
         if not self.tests or self.config.test.hold_out:
             export.assert_no_leak(examples, everything)
         write_jsonl(self.ws.path(TRAIN), (e.to_json() for e in examples))
         counts = {"examples": len(examples), "negatives": sum(len(e.neg) for e in examples)}
+        if promoted := sum(len(e.pos) - 1 for e in examples):
+            counts["promoted positives"] = promoted
         for name in self._held_out_sets():
             if name == "eval" and self.tests:
                 queries, relevant, lost = export.test_questions(self.tests, self._passages)
@@ -217,23 +212,16 @@ class Build:
     def _kept(self) -> list[Pair]:
         return read_records(self.ws.path(KEPT), Pair)
 
-    def _to_train(self) -> tuple[list[Pair], list[retrieve.Target]]:
-        """Training pairs, and the targets that may be trained on: neither held out nor a copy of one that is."""
-        targets = retrieve.targets_of(self._passages, self._kept)
-        held = {t.duplicate_group for t in targets if t.split != "train"}
-        usable = [t for t in targets if t.split == "train" and t.duplicate_group not in held]
-        known = {t.duplicate_group for t in usable}
-        by_text = {t.text: t.id for t in usable}
-        pairs = [p for p in self._kept if p.split == "train" and p.duplicate_group in known]
-        return [p.model_copy(update={"target_id": by_text.get(p.target_text, p.target_id)}) for p in pairs], usable
+    def _fewest(self) -> int:
+        """Negatives that a row must have."""
+        c = self.config.choose
+        return c.negatives if c.too_few == "drop" else 1
 
-    def _vectors(self, pairs: list[Pair], targets: list[retrieve.Target]) -> tuple[np.ndarray, np.ndarray]:
-        """Dense vectors of the pairs' queries and of the targets. All targets are encoded, as the round trip
-        did, and the wanted ones taken from them: so each text is encoded once in a build."""
-        everything = retrieve.targets_of(self._passages, self._kept)
-        row = {t.id: i for i, t in enumerate(everything)}
-        vectors = self.encoder.encode([t.text for t in everything], "passage").dense
-        return self.encoder.encode([p.query for p in pairs], "query").dense, vectors[[row[t.id] for t in targets]]
+    def _reranker_identity(self) -> Any:
+        reranker = self.config.score.reranker
+        if reranker == "llm":
+            return [generate.llm_identity(self.config), self.config.llm.context]
+        return model_fingerprint(Path(reranker)) if reranker and Path(reranker).exists() else reranker
 
     def _held_out_sets(self) -> list[str]:
         """`eval` and `dev`, as far as there are questions for them."""
@@ -246,15 +234,3 @@ class Build:
             for p in (prompting.prompt_file(self.config.generate, lang) for lang in ("zh", "en"))
             if p.is_file()
         ]
-
-    def _write_table(self, name: str, table: pa.Table) -> None:
-        with atomic(self.ws.path(name)) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
-
-
-def _rejections(columns: dict[str, list[Any]]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for decision, reason in zip(columns["decision"], columns["reason"], strict=True):
-        if decision == "rejected":
-            counts[reason] = counts.get(reason, 0) + 1
-    return counts

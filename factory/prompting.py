@@ -10,10 +10,11 @@ from typing import Any
 
 import yaml
 
-from factory.config import Config, GenerateConfig
+from factory.config import Config
 from factory.languages import language
 from factory.llm import Request
 from factory.records import InputError, Passage
+from factory.settings import GenerateConfig
 
 PROMPTS = Path(__file__).parent / "prompts"
 # How each kind is asked for; a kind that is not here is handed to the prompt as the user wrote it.

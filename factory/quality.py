@@ -6,12 +6,12 @@ import re
 from collections import defaultdict
 from difflib import SequenceMatcher
 
-from factory.config import QualityConfig
 from factory.languages import language, squeeze
 from factory.models import Encoder
 from factory.questions import Question
 from factory.records import Dropped, Pair, Passage
 from factory.retrieve import rank_of_target, targets_of
+from factory.settings import QualityConfig
 
 # Words that point at a text which the asker of a real search has never seen.
 DANGLING = {

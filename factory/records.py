@@ -86,14 +86,10 @@ class Dropped(Record):
     text: str = ""
 
 
-class Example(BaseModel):
-    """One line of FlagEmbedding training data.
+class LooseExample(BaseModel):
+    """One line of FlagEmbedding training data, as far as its types: what `audit` reads, whoever wrote it."""
 
-    `pos_scores` and `neg_scores` are raw reranker logits (never scores in [0, 1]: FlagEmbedding
-    takes a softmax over them at temperature 1), one for each entry of `pos` and `neg`.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     query: Text
     pos: Annotated[list[Text], Field(min_length=1)]
@@ -103,6 +99,16 @@ class Example(BaseModel):
     prompt: str | None = None
     type: str | None = None
     id: str | None = None
+
+
+class Example(LooseExample):
+    """One line of FlagEmbedding training data.
+
+    `pos_scores` and `neg_scores` are raw reranker logits (never scores in [0, 1]: FlagEmbedding
+    takes a softmax over them at temperature 1), one for each entry of `pos` and `neg`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
 
     @model_validator(mode="after")
     def _consistent(self) -> Example:
@@ -177,9 +183,23 @@ def each_line(path: Path) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
                 yield number, _object(line, f"{path}:{number}")
 
 
+def loads(text: str) -> Any:
+    """`json.loads`, but a lone surrogate (half of an emoji, as an escape), which no file can hold, becomes U+FFFD."""
+    value = json.loads(text)
+    return _mended(value) if "\\ud" in text.lower() else value
+
+
+def _mended(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_mended(v) for v in value]
+    return {_mended(k): _mended(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
 def _object(line: bytes, where: str) -> dict[str, Any] | InputError:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = loads(line.decode("utf-8"))
     except UnicodeDecodeError as e:
         return InputError(f"not UTF-8 (byte {e.start} of the line)", where=where, fix="save it as UTF-8")
     except json.JSONDecodeError as e:

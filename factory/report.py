@@ -16,6 +16,7 @@ from factory.workspace import atomic_text
 
 SAMPLES = 20  # training rows shown
 EXAMPLES = 3  # texts shown for a drop reason
+FEATURES = 12  # of the model of false negatives, shown
 CLIP = 600  # characters of a passage that are shown
 
 # What each step's rows are called, where its count lies in run.json (stage, key), and which stage loses rows after it.
@@ -31,7 +32,7 @@ STEPS = (
 def write_report(run_folder: Path) -> Path:
     """Write `report.html` in a run's folder from what lies there; a part that is missing is named in the page.
 
-    It reads run.json, dropped/*.jsonl, train.jsonl and evaluation.json. The same files give the same bytes.
+    It reads run.json, dropped/*.jsonl, train.jsonl, false-negative-model.json and evaluation.json. The same files give the same bytes.
 
     Raises:
         InputError: no such folder, or one of these files is not valid JSON.
@@ -63,6 +64,9 @@ def write_report(run_folder: Path) -> Path:
         samples=samples,
         histogram=_histogram(lengths),
         evaluation=_evaluation(_json(run_folder / "evaluation.json")),
+        false_negatives=_false_negatives(_json(run_folder / "false-negative-model.json"))
+        if "judge" in stages
+        else None,
         seconds={name: stage.get("seconds", 0) for name, stage in stages.items()},
     )
     path = run_folder / "report.html"
@@ -88,7 +92,12 @@ def _funnel(stages: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _subtitle(config: Mapping[str, Any]) -> list[str]:
     """Which model, and who asked the questions: the folders' names, paths are in the configuration below."""
-    parts = [("model to train:", "model", "path"), ("questions by", "llm", "model"), ("reranker:", "score", "reranker")]
+    parts = [
+        ("model to train:", "model", "path"),
+        ("questions by", "llm", "model"),
+        ("reranker:", "score", "reranker"),
+        ("negatives:", "choose", "preset"),
+    ]
     return [f"{what} {Path(value).name}" for what, part, key in parts if (value := config.get(part, {}).get(key))]
 
 
@@ -173,6 +182,21 @@ def _histogram(lengths: list[int]) -> dict[str, Any] | None:
         for i, n in enumerate(counts)
     ]
     return {"bars": bars, "low": low, "median": int(np.median(lengths)), "high": high, "count": len(lengths)}
+
+
+def _false_negatives(model: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The learnt model as the page shows it: the heaviest features with what a standard deviation does to the odds."""
+    if not model or "missing" in model:
+        return dict(model) or None
+    heavy = sorted(model["coefficients"], key=lambda c: -abs(c["weight"]))[:FEATURES]
+    most = max((abs(c["weight"]) for c in heavy), default=0) or 1
+    shown = [
+        {"feature": c["feature"], "odds": float(np.exp(c["weight"])), "width": 100 * abs(c["weight"]) / most}
+        for c in heavy
+        if abs(c["weight"]) >= 0.01
+    ]
+    bins = [b | {"count_": b["count"]} for b in model["reliability"]]  # `count` is a method in a template
+    return dict(model) | {"contributions": shown, "reliability": bins, "missing": ""}
 
 
 def _evaluation(e: Mapping[str, Any]) -> dict[str, Any] | None:

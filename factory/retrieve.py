@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from factory.indexes import cosines
 from factory.progress import bar
 from factory.records import Pair, Passage, Split
 
-BLOCK = 1024  # queries searched at once: bounds memory to BLOCK × k results
+BLOCK = 1024  # questions worked on at once: bounds memory, and is one row group of the Parquet files
+SOURCES = ("dense", "bm25", "sparse")
+MOST_HIDDEN = 1000  # deeper than top_k by so much at most, where one question has so many answers
+Search = Callable[[int, int, int], tuple[np.ndarray, np.ndarray]]
+FUSION = 60  # reciprocal rank fusion's constant (Cormack, Clarke, Büttcher, SIGIR 2009)
 
 
 @dataclass(frozen=True)
@@ -42,25 +48,6 @@ def targets_of(passages: Sequence[Passage], pairs: Sequence[Pair]) -> list[Targe
     return list(targets.values())
 
 
-def dense_search(queries: np.ndarray, targets: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(scores, indices), each (queries, k), best first, by inner product; exact (FAISS IndexFlatIP).
-
-    Args:
-        queries, targets: float32, (n, d), rows of length 1, so that the inner product is the cosine.
-    """
-    import faiss
-
-    index = faiss.IndexFlatIP(targets.shape[1])
-    index.add(targets)
-    k = min(k, len(targets))
-    blocks = []
-    with bar("search", "question", len(queries)) as shown:
-        for start in range(0, len(queries), BLOCK):
-            blocks.append(index.search(queries[start : start + BLOCK], k))
-            shown.update(len(queries[start : start + BLOCK]))
-    return np.concatenate([b[0] for b in blocks]), np.concatenate([b[1] for b in blocks])
-
-
 def rank_of_target(
     pairs: Sequence[Pair], targets: Sequence[Target], queries: np.ndarray, vectors: np.ndarray
 ) -> list[int]:
@@ -81,47 +68,129 @@ def rank_of_target(
     return ranks
 
 
-def mine(
-    pairs: Sequence[Pair], targets: Sequence[Target], queries: np.ndarray, vectors: np.ndarray, top_k: int
-) -> dict[str, list[Any]]:
-    """Candidates as columns `pair_id, candidate_id, source, rank, score`, best first within a pair.
+class Exclusions:
+    """What must never be a candidate for a question: its positive and what is known to answer it as well.
 
-    Never among them: the positive, its duplicates, a target that overlaps it in the same document,
-    and whatever answers the same question text (a sibling pair's positive).
+    That is: the positive's duplicates, a target that overlaps it in the same document, and the positives (with their
+    duplicates) of other pairs with the same question, or with the same answer on the same passage.
     """
-    by_id = {t.id: t for t in targets}
-    same_question: dict[str, set[str]] = defaultdict(set)
-    for pair in pairs:
-        same_question[pair.query.strip().lower()].add(pair.duplicate_group)
-        same_question[f"answer:{pair.passage_id}:{pair.answer.strip().lower()}"].add(pair.duplicate_group)
-    largest = max((len(s) for s in same_question.values()), default=1) + max(_sizes(targets), default=1)
-    scores, indices = dense_search(queries, vectors, top_k + 4 * largest)
-    columns: dict[str, list[Any]] = {name: [] for name in ("pair_id", "candidate_id", "source", "rank", "score")}
-    for pair, row_scores, row in zip(pairs, scores, indices, strict=True):
-        own = by_id.get(pair.target_id)
-        never = {pair.duplicate_group} | same_question[pair.query.strip().lower()]
-        never |= (
-            same_question[f"answer:{pair.passage_id}:{pair.answer.strip().lower()}"] if pair.answer.strip() else set()
-        )
-        rank = 0
-        for score, i in zip(row_scores, row, strict=True):
-            target = targets[i]
-            if target.duplicate_group in never or (own and _overlap(own, target)):
-                continue
-            rank += 1
-            for name, value in zip(columns, (pair.id, target.id, "dense", rank, float(score)), strict=True):
-                columns[name].append(value)
-            if rank == top_k:
-                break
-    return columns
+
+    def __init__(self, pairs: Sequence[Pair], targets: Sequence[Target]):
+        codes = {g: i for i, g in enumerate(dict.fromkeys(t.duplicate_group for t in targets))}
+        documents = {d: i for i, d in enumerate(dict.fromkeys(t.document_id for t in targets))}
+        by_id = {t.id: i for i, t in enumerate(targets)}
+        self.group = np.array([codes[t.duplicate_group] for t in targets], np.int64)
+        self.document = np.array([documents[t.document_id] for t in targets], np.int64)
+        self.start = np.array([t.start for t in targets], np.int64)
+        self.end = np.array([t.end for t in targets], np.int64)
+        self.positive = np.array([by_id[p.target_id] for p in pairs], np.int64)
+        together: dict[tuple[str, ...], set[int]] = defaultdict(set)
+        for pair in pairs:
+            for key in _kinship(pair):
+                together[key].add(codes[pair.duplicate_group])
+        own = self.group[self.positive]
+        self.kin: list[np.ndarray] = []  # further groups that answer the question, mostly none
+        for pair, code in zip(pairs, own, strict=True):
+            groups = set().union(*(together[key] for key in _kinship(pair))) - {int(code)}
+            self.kin.append(np.array(sorted(groups), np.int64))
+        sizes = np.bincount(self.group, minlength=len(codes))
+        hidden = [sizes[c] + sizes[k].sum() for c, k in zip(own, self.kin, strict=True)]
+        self.most = min(MOST_HIDDEN, int(max(hidden, default=0)) + self._most_overlaps())
+
+    def _most_overlaps(self) -> int:
+        """How many targets can at most overlap one: those that begin before it ends, within a document."""
+        most, order = 0, np.lexsort((self.start, self.document))
+        for at, i in enumerate(order):
+            reach = at + 1
+            while reach < len(order):
+                j = order[reach]
+                if self.document[j] != self.document[i] or self.start[j] >= self.end[i]:
+                    break
+                reach += 1
+            most = max(most, reach - at - 1)
+        return 2 * most
+
+    def allowed(self, first: int, rows: np.ndarray) -> np.ndarray:
+        """Which of the found targets may be candidates, (questions, k) bool.
+
+        Args:
+            first: index of the block's first pair; rows: (questions, k) target indices, -1 where nothing was found.
+        """
+        own = self.positive[first : first + len(rows), None]
+        safe = np.where(rows >= 0, rows, 0)
+        overlap = (self.document[safe] == self.document[own]) & (self.end[safe] > 0)
+        overlap &= (self.start[safe] < self.end[own]) & (self.start[own] < self.end[safe])
+        good = (rows >= 0) & (self.group[safe] != self.group[own]) & ~overlap
+        for i, kin in enumerate(self.kin[first : first + len(rows)]):
+            if len(kin):
+                good[i] &= ~np.isin(self.group[safe[i]], kin)
+        return good
 
 
-def _sizes(targets: Sequence[Target]) -> list[int]:
-    sizes: dict[str, int] = defaultdict(int)
-    for target in targets:
-        sizes[target.duplicate_group] += 1
-    return list(sizes.values())
+def _kinship(pair: Pair) -> list[tuple[str, ...]]:
+    keys: list[tuple[str, ...]] = [("question", pair.query.strip().lower())]
+    if pair.answer.strip():
+        keys.append(("answer", pair.passage_id, pair.answer.strip().lower()))
+    return keys
 
 
-def _overlap(a: Target, b: Target) -> bool:
-    return a.document_id == b.document_id and a.start < b.end and b.start < a.end and a.end > 0
+def mine(
+    pairs: Sequence[Pair],
+    targets: Sequence[Target],
+    queries: np.ndarray,
+    vectors: np.ndarray,
+    searches: Mapping[str, Search],
+    top_k: int,
+) -> Iterator[pa.Table]:
+    """The candidates of `BLOCK` pairs after the other, pair by pair, best first by reciprocal rank fusion.
+
+    A pair's candidates are the first `top_k` of each source that `Exclusions` allows. Columns: `pair_id`,
+    `candidate_id`, `rank` (from 1, in the fused order), `score` (cosine of question and candidate, whatever found
+    it), and for each source `<source>_rank` and `<source>_score`, null where it did not find the candidate.
+
+    Args:
+        queries: (pairs, d), vectors: (targets, d), both float32 with rows of length 1.
+        searches: by source, what gives (scores, rows) for the pairs [start, end) and a depth; `dense` among them.
+    """
+    if not len(pairs):
+        return
+    never = Exclusions(pairs, targets)
+    ids = np.array([t.id for t in targets], dtype=object)
+    with bar("mine", "question", len(pairs)) as shown:
+        for start in range(0, len(pairs), BLOCK):
+            end = min(start + BLOCK, len(pairs))
+            found = {}
+            for source, search in searches.items():
+                scores, rows = search(start, end, top_k + never.most)
+                good = never.allowed(start, rows)
+                ranks = np.where(good, np.cumsum(good, axis=1), 0)
+                kept = np.nonzero(good & (ranks <= top_k))
+                found[source] = (kept[0] * len(targets) + rows[kept], ranks[kept], scores[kept])
+            keys = np.unique(np.concatenate([key for key, _, _ in found.values()]))
+            question, target = keys // len(targets), keys % len(targets)
+            fused = np.zeros(len(keys))
+            columns: dict[str, pa.Array] = {}
+            for source, (key, rank, score) in found.items():
+                at = np.searchsorted(keys, key)
+                fused[at] += 1 / (FUSION + rank)
+                columns[f"{source}_rank"] = _placed(at, rank, len(keys), np.int32)
+                columns[f"{source}_score"] = _placed(at, score, len(keys), np.float32)
+            order = np.lexsort((target, -fused, question))
+            question, target = question[order], target[order]
+            firsts = np.searchsorted(question, question)
+            cosine = cosines(queries, start + question, vectors, target)
+            table = {
+                "pair_id": pa.array([pairs[start + i].id for i in question], pa.string()),
+                "candidate_id": pa.array(ids[target], pa.string()),
+                "rank": pa.array(np.arange(len(order)) - firsts + 1, pa.int32()),
+                "score": pa.array(cosine),
+            }
+            yield pa.table(table | {name: column.take(pa.array(order)) for name, column in columns.items()})
+            shown.update(end - start)
+
+
+def _placed(at: np.ndarray, values: np.ndarray, length: int, kind: Any) -> pa.Array:
+    full: np.ndarray
+    full, missing = np.zeros(length, kind), np.ones(length, bool)
+    full[at], missing[at] = values, False
+    return pa.array(full, mask=missing)

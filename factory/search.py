@@ -6,45 +6,39 @@ A ranking is an array (queries, k) of passage indices, best first; -1 where noth
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
+from factory.indexes import BM25Index, DenseIndex, SparseIndex
 from factory.models import Encoder, Mode
 from factory.progress import bar
-from factory.tokens import tokens
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
 
 DEPTH = 100  # results kept for a query, FlagEmbedding's evaluation does no more with them
 POOL = (
     200  # m3: ColBERT and the sum rank the union of the dense and the sparse first 200 (pooling as in BGE-M3's paper)
 )
 SUM = (0.4, 0.2, 0.4)  # dense, sparse, ColBERT: weights_for_different_modes in the usage example of bge-m3's model card
-CELLS = 1 << 25  # scores held at once: 128 MB of float32
-QUERIES = 512  # queries whose token vectors are scored at once against a passage
+QUERIES = 512  # queries searched at once, and whose token vectors are scored at once against a passage
 
 
 def search_bm25(queries: Sequence[str], passages: Sequence[str], k: int = DEPTH) -> np.ndarray:
-    """BM25 (bm25s with its defaults: Lucene's formula, k1 1.5, b 0.75) over `tokens`.
+    """The ranking by `BM25Index`. A passage without any word of the query is not found, whatever its rank."""
+    return _in_blocks(BM25Index(passages), queries, len(queries), k, "BM25")
 
-    A passage without any word of the query is not found, whatever its rank.
-    """
-    import bm25s
 
-    ranking = np.full((len(queries), min(k, len(passages))), -1, np.int64)
-    words = [tokens(p) for p in passages]
-    if not any(words):
-        return ranking
-    index = bm25s.BM25()
-    index.index(words, show_progress=False)
-    with bar("BM25", "query", len(queries)) as shown:
-        for start in range(0, len(queries), QUERIES):
-            block = [tokens(q) for q in queries[start : start + QUERIES]]
-            found, scores = index.retrieve(block, k=ranking.shape[1], show_progress=False)
-            ranking[start : start + len(block)] = np.where(scores > 0, found, -1)
-            shown.update(len(block))
+def search_dense(queries: np.ndarray, passages: np.ndarray, k: int) -> np.ndarray:
+    """The exact ranking by cosine."""
+    return _in_blocks(DenseIndex(passages, "flat"), queries, len(queries), k, "search")
+
+
+def _in_blocks(index: Any, queries: Any, total: int, k: int, what: str) -> np.ndarray:
+    ranking = np.full((total, min(k, index.size)), -1, np.int64)
+    with bar(what, "query", total) as shown:
+        for start in range(0, total, QUERIES):
+            block = queries[start : start + QUERIES]
+            ranking[start : start + QUERIES] = index.search(block, k)[1]
+            shown.update(min(QUERIES, total - start))
     return ranking
 
 
@@ -54,16 +48,14 @@ def search(encoder: Encoder, queries: Sequence[str], passages: Sequence[str], k:
     ColBERT and the sum rank the union of the dense and the sparse first 200 only. Of ColBERT's vectors those
     of all queries are held (80 kB a query at d = 1024) and those of 256 passages at a time.
     """
-    from factory.retrieve import dense_search
-
     if "sparse" not in encoder.modes:
         q, p = encoder.encode(queries, "query"), encoder.encode(passages, "passage")
-        return {"dense": dense_search(q.dense, p.dense, k)[1].astype(np.int64)}
+        return {"dense": search_dense(q.dense, p.dense, k)}
     q = encoder.encode(queries, "query", modes=("sparse", "colbert"))
     p = encoder.encode(passages, "passage", modes=("sparse",))
     assert q.sparse is not None and q.colbert is not None and p.sparse is not None
-    dense = dense_search(q.dense, p.dense, max(k, POOL))[1].astype(np.int64)
-    sparse = sparse_search(q.sparse, p.sparse, max(k, POOL))
+    dense = search_dense(q.dense, p.dense, max(k, POOL))
+    sparse = _in_blocks(SparseIndex(p.sparse), q.sparse, len(queries), max(k, POOL), "sparse search")
     pools = [np.union1d(d[:POOL], s[:POOL]) for d, s in zip(dense, sparse, strict=True)]
     pools = [pool[pool >= 0] for pool in pools]
     late = _colbert_scores(encoder, q.colbert, passages, pools)
@@ -78,25 +70,6 @@ def search(encoder: Encoder, queries: Sequence[str], passages: Sequence[str], k:
         "colbert": _ranked(pools, late, k),
         "sum": _ranked(pools, total, k),
     }
-
-
-def sparse_search(queries: csr_matrix, passages: csr_matrix, k: int) -> np.ndarray:
-    """Ranking by the dot product of sparse rows; a passage that shares no token is not found."""
-    n, k = passages.shape[0], min(k, passages.shape[0])
-    ranking = np.full((queries.shape[0], k), -1, np.int64)
-    inverted = passages.T.tocsr()
-    step = max(1, min(QUERIES, CELLS // max(1, n)))
-    with bar("sparse search", "query", queries.shape[0]) as shown:
-        for start in range(0, queries.shape[0], step):
-            scores = (queries[start : start + step] @ inverted).toarray()
-            for i, row in enumerate(scores, start):
-                found = np.flatnonzero(row > 0)
-                if len(found) > k:  # drop what cannot be among the first k before sorting
-                    found = found[row[found] >= np.partition(row[found], -k)[-k]]
-                best = found[np.argsort(-row[found], kind="stable")][:k]
-                ranking[i, : len(best)] = best
-            shown.update(len(scores))
-    return ranking
 
 
 def colbert_scores(queries: Sequence[np.ndarray], passage: np.ndarray) -> np.ndarray:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import httpx
 
-from factory.config import LLMConfig
 from factory.records import InputError
+from factory.settings import LLMConfig
 
 
 class ServerDied(RuntimeError):

@@ -1,9 +1,12 @@
-"""Words for BM25 and Jaccard, the same for Chinese and English, without a dictionary."""
+"""Words for BM25 and Jaccard, the same for Chinese and English; without a dictionary unless jieba is asked for."""
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
+from collections.abc import Callable
+from functools import lru_cache
 
 # Scripts written without spaces (Han, kana, Hangul) are one run; of the rest, letters and digits are.
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003134f"
@@ -27,3 +30,24 @@ def tokens(text: str) -> list[str]:
         else:
             found.append(run)
     return found
+
+
+def words_of(segmenter: str) -> Callable[[str], list[str]]:
+    """`bigrams`: `tokens`. `jieba`: the same, but Chinese cut into jieba's words."""
+    return _jieba() if segmenter == "jieba" else tokens
+
+
+@lru_cache(maxsize=1)
+def _jieba() -> Callable[[str], list[str]]:
+    import jieba
+
+    jieba.setLogLevel(logging.ERROR)
+    jieba.initialize()
+
+    def words(text: str) -> list[str]:
+        found: list[str] = []
+        for match in _RUN.finditer(unicodedata.normalize("NFKC", text).lower()):
+            found.extend(jieba.lcut(match.group(), HMM=False) if match.group(1) else [match.group()])
+        return found
+
+    return words

@@ -97,7 +97,8 @@ def tail(log: Path, lines: int = TAIL) -> str:
     torchrun's report is longer than `lines` and never holds the worker's traceback, because
     FlagEmbedding's entry point has no @record (FlagEmbedding#1438).
     """
-    texts = [line.rsplit("\r", 1)[-1] for line in log.read_text("utf-8", "replace").replace("\r\n", "\n").split("\n")]
+    text = log.read_bytes().decode("utf-8", "replace")  # read_text would make line ends of a bar's carriage returns
+    texts = [line.rsplit("\r", 1)[-1] for line in text.replace("\r\n", "\n").split("\n")]
     report = next((i for i, t in enumerate(texts) if "failed (exitcode:" in t or "Sending process " in t), len(texts))
     return "\n".join([t for t in texts[:report] if t.strip()][-lines:])
 

@@ -12,6 +12,7 @@ import pytest
 
 from factory import demo_models
 from factory.records import InputError
+from factory.settings import LLMConfig
 
 
 def _model(name: str) -> Path:
@@ -52,3 +53,18 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no {folder}")
     return folder
+
+
+@pytest.fixture(params=["llamacpp", pytest.param("vllm", marks=pytest.mark.vllm)])
+def server(request):
+    """Configurations of a server that we start, with whatever keys a test changes."""
+    if request.param == "llamacpp":
+        known = {"model": str(request.getfixturevalue("smollm_gguf"))}
+    else:  # set by tests/vllm_environment.sh
+        known = {
+            "model": os.environ["BGE_FACTORY_VLLM_MODEL"],
+            "executable": [os.environ["BGE_FACTORY_VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server"],
+            "arguments": os.environ["BGE_FACTORY_VLLM_ARGUMENTS"].split(),
+        }
+    known |= {"serve": request.param, "context": 512, "concurrency": 2}
+    return lambda **more: LLMConfig.model_validate(known | more)

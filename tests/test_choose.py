@@ -1,237 +1,246 @@
-"""Filtering, mining, scoring and choosing on vectors made by hand, where every right answer is known."""
+"""Choosing negatives: the presets on an example worked out by hand, and what holds for all of them."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from factory.choose import choose, rejection
-from factory.config import ChooseConfig, QualityConfig
+from factory.choose import Chooser, choose
 from factory.export import training_rows
-from factory.hybrid import COLUMNS, chance_score, edit_dist, lcs_score, score, token_jaccard
-from factory.quality import rule_broken
-from factory.records import Pair, Passage
-from factory.retrieve import Target, mine, rank_of_target
+from factory.hybrid import Scorer
+from factory.records import Example, InputError
+from factory.settings import ChooseConfig
+from tests.handmade import candidates, circle, pair, scored, target
 
-PASSAGE = (
-    "焊条使用前应在350℃烘干两小时，随后放入保温筒内，当天用完。低氢焊条受潮后，扩散氢含量升高，焊缝容易产生冷裂纹。"
-)
-
-
-def target(
-    i: int, text: str | None = None, group: str | None = None, split="train", span=(0, 0), document="d"
-) -> Target:
-    return Target(f"t{i}", text or f"第{i}段：{chr(0x4E00 + i * 37) * 12}", group or f"t{i}", split, document, *span)
+# One question, its positive at 20 degrees, and candidates at these: cosine, and squared distance 2 - 2 cos, by hand
+#   t1  30: 0.866, 0.268    t2  36: 0.809, 0.382    t3  37: 0.799, 0.403    t4  45: 0.707, 0.586
+#   t5  49: 0.656, 0.688    t6  50: 0.643, 0.714    t7  60: 0.500, 1.000    t8 110: -0.342, 2.684
+DEGREES = [20, 30, 36, 37, 45, 49, 50, 60, 110]
 
 
-def pair(i: int, t: Target, query: str | None = None, answer: str = "") -> Pair:
-    return Pair(
-        id=f"q{i}", passage_id=t.id, query=query or f"问题{i}？", answer=answer, target_id=t.id, target_text=t.text,
-        duplicate_group=t.duplicate_group, split=t.split,
-    )  # fmt: skip
+def example(degrees=DEGREES, texts=None) -> tuple[pa.Table, list, list]:
+    targets = [target(i, (texts or {}).get(i)) for i in range(len(degrees))]
+    pairs = [pair(0, targets[0])]
+    queries, answers = circle([0]), circle(degrees)
+    return (
+        Scorer(pairs, targets, queries, answers).table(candidates(pairs, targets, queries, answers, 100)),
+        pairs,
+        targets,
+    )
 
 
-def passage(text: str) -> Passage:
-    return Passage(
-        id="p", document_id="d", source="s", text=text, start=0, end=len(text), tokens=9, document_group="g",
-        duplicate_group="p", split="train",
-    )  # fmt: skip
+def decide(scores, pairs, targets, probability=None, seed=1, **config) -> dict[str, tuple[str, str]]:
+    chooser = Chooser(pairs, targets, ChooseConfig.model_validate(config), seed, probability)
+    rows = pa.concat_tables(choose([scores], chooser, len(scores))).to_pylist()
+    return {r["candidate_id"]: (r["decision"], r["reason"]) for r in rows}
 
 
-def unit(rows) -> np.ndarray:
-    vectors = np.asarray(rows, dtype=np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def negatives(*args, **config) -> set[str]:
+    return {c for c, (decision, _) in decide(*args, **config).items() if decision == "negative"}
 
 
-def circle(degrees) -> np.ndarray:
-    radians = np.radians(np.asarray(degrees, dtype=np.float64))
-    return np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
+def test_the_window_takes_what_lies_in_it_and_then_what_lies_beyond():
+    assert negatives(*example(), preset="window", negatives=3) == {"t3", "t4", "t5"}
+    found = decide(*example(), preset="window", negatives=5)
+    assert {c for c, d in found.items() if d[0] == "negative"} == {"t3", "t4", "t5", "t6", "t7"}
+    assert found["t6"] == ("negative", "fill-from-deeper-ranks") and found["t3"] == ("negative", "drawn")
+    assert found["t1"] == found["t2"] == ("rejected", "nearer-than-the-window")
+    assert negatives(*example(), preset="window", negatives=5, too_few="drop") == {"t3", "t4", "t5"}
+    # both ends: above 0.4 and up to 0.7, not "from 0.4 to below 0.7"
+    edge = 2 - 2 * float(example()[0]["score"][3].as_py())
+    assert "t4" not in negatives(*example(), preset="window", window=[edge, 0.7], negatives=9, too_few="drop")
+    assert "t4" in negatives(*example(), preset="window", window=[0.4, edge], negatives=9, too_few="drop")
 
 
-@pytest.mark.parametrize(
-    ("query", "reason"),
-    [
-        ("低氢焊条潮了会出什么毛病？", None),
-        ("本文提到的焊条要烘多久？", "dangling-reference"),
-        ("根据资料，焊条烘干几小时？", "dangling-reference"),
-        ("该方法的烘干温度是多少？", "dangling-reference"),
-        ("焊条？", "length"),
-        ("How long do electrodes need in the oven?", "wrong-language"),
-        ("焊条使用前应在350℃烘干两小时，随后放入保温筒内？", "copied"),
-        ("低氢焊条受潮后，扩散氢含量升高，这是为什么呢？", "copied"),
-        ("低氢焊条受潮后会怎样？", None),
-    ],
-)
-def test_chinese_rules(query, reason):
-    p = passage(PASSAGE)
-    broken = rule_broken(pair(0, target(0), query), p, QualityConfig())
-    assert (broken[0] if broken else None) == reason
+def test_the_range_counts_ranks_from_nought_and_leaves_out_its_end():
+    # ranks from 0: t1 0, t2 1, t3 2, t4 3, t5 4, t6 5, t7 6, t8 7
+    assert negatives(*example(), preset="range", range=[2, 5], negatives=3) == {"t3", "t4", "t5"}
+    drawn = [negatives(*example(), preset="range", range=[1, 7], negatives=2, seed=s) for s in range(60)]
+    assert set().union(*drawn) == {"t2", "t3", "t4", "t5", "t6", "t7"}
 
 
-@pytest.mark.parametrize(
-    ("query", "reason"),
-    [
-        ("Why does my espresso taste sour?", None),
-        ("What does this study say about channeling?", "dangling-reference"),
-        ("Which pressure is mentioned in the text above?", "dangling-reference"),
-        ("Does the study of latin need coffee?", None),
-        ("Espresso that runs too fast is sour, why is that the case?", None),
-        ("Grind finer until the shot takes 25 to 30 seconds, is that right?", "copied"),
-        ("为什么咖啡发酸？", "wrong-language"),
-    ],
-)
-def test_english_rules(query, reason):
-    text = "Espresso that runs too fast is sour. Grind finer until the shot takes 25 to 30 seconds."
-    p = passage(text)
-    broken = rule_broken(pair(0, target(0), query), p, QualityConfig())
-    assert (broken[0] if broken else None) == reason
+def test_a_range_that_holds_too_few_is_filled_from_the_corpus_and_says_so():
+    scores, pairs, targets = example()
+    scores = scores.filter(pa.compute.less_equal(scores["dense_rank"], 4))  # the others were not among the candidates
+    found = decide(scores, pairs, targets, preset="range", range=[3, 9], negatives=3)
+    assert found["t4"] == ("negative", "drawn")
+    fills = [c for c, d in found.items() if d == ("negative", "random-fill")]
+    assert len(fills) == 2 and set(fills) <= {"t5", "t6", "t7", "t8"}
+    assert negatives(scores, pairs, targets, preset="range", range=[3, 9], negatives=3, too_few="drop") == {"t4"}
 
 
-def test_rank_counts_a_copy_of_the_target_as_the_target():
-    targets = [target(0), target(1, group="t0"), target(2)]
-    ranks = rank_of_target([pair(0, targets[0])], targets, circle([0]), circle([50, 10, 20]))
-    assert ranks == [1]
-    assert rank_of_target([pair(0, targets[2])], targets, circle([0]), circle([50, 10, 20])) == [2]
+def test_topk_takes_the_hardest():
+    assert negatives(*example(), preset="topk", negatives=2) == {"t1", "t2"}
 
 
-def test_candidates_never_hold_the_positive_its_copies_its_overlaps_or_siblings():
-    targets = [
-        target(0, span=(0, 100)),
-        target(1, group="t0", document="elsewhere"),
-        target(2, span=(80, 200)),  # overlaps the positive in the same document
-        target(3, document="b"),
-        target(4, document="c"),
-        target(5, span=(100, 180)),  # next to it: a good negative
-    ]
-    pairs = [pair(0, targets[0], "同一个问题？"), pair(1, targets[3], "同一个问题？")]
-    columns = mine(pairs, targets, circle([0, 0]), circle([0, 1, 2, 3, 4, 5]), top_k=10)
-    of_first = [c for p, c in zip(columns["pair_id"], columns["candidate_id"], strict=True) if p == "q0"]
-    assert of_first == ["t4", "t5"]
-    ranks = [r for p, r in zip(columns["pair_id"], columns["rank"], strict=True) if p == "q0"]
-    assert ranks == [1, 2]
+def test_perc_and_margin_are_ceilings_below_the_positive():
+    # positive 0.940: 0.9 of it is 0.846, so t2 is the first; 0.2 below it is 0.740, so t4
+    assert negatives(*example(), preset="perc", ceiling=0.9, negatives=2) == {"t2", "t3"}
+    assert negatives(*example(), preset="margin", margin=0.2, negatives=2) == {"t4", "t5"}
+    assert decide(*example(), preset="margin", margin=0.2)["t3"] == ("rejected", "above-the-ceiling")
 
 
-def test_top_k_is_reached_in_spite_of_what_is_left_out():
-    targets = [target(0), *(target(i, group="t0") for i in range(1, 30)), *(target(i) for i in range(30, 60))]
-    columns = mine([pair(0, targets[0])], targets, circle([0]), circle(np.linspace(0, 60, 60)), top_k=10)
-    assert columns["candidate_id"] == [f"t{i}" for i in range(30, 40)]
+def test_perc_lets_nothing_above_the_positive_through_where_scores_are_negative():
+    # sentence-transformers' relative_margin: 0.95 x -0.5 is -0.475, above the positive's own -0.5
+    scores, pairs, targets = example([120, 119, 121, 122.5, 140])  # cosines -.500, -.485, -.515, -.537, -.766
+    found = decide(scores, pairs, targets, preset="perc", ceiling=0.95, negatives=2, too_few="drop")
+    assert {c for c, d in found.items() if d[0] == "negative"} == {"t3", "t4"}
+    assert found["t1"][0] == found["t2"][0] == "rejected"
 
 
-def table(n: int = 30, reranker=None):
-    draw = np.random.default_rng(0)
-    targets = [target(i) for i in range(n)]
-    pairs = [pair(i, targets[i]) for i in range(5)]
-    answers = unit(draw.normal(size=(n, 8)) + 3)  # a cone of vectors, as e5's: every cosine is high
-    queries = unit(answers[:5] + draw.normal(size=(5, 8)) * 0.2)
-    candidates = mine(pairs, targets, queries, answers, top_k=20)
-    return score(candidates, pairs, targets, queries, answers, reranker), pairs, targets
-
-
-def test_the_table_has_the_21_columns_and_nulls_where_a_target_has_no_question():
-    scores, _, _ = table()
-    assert len(COLUMNS) == 21
-    assert set(COLUMNS) <= set(scores.column_names)
-    known = {f"t{i}" for i in range(5)}
+def test_resolve_without_a_judge_has_a_ceiling_counted_from_chance():
+    scores, pairs, targets = example()
+    chance = float(scores["chance_score"][0].as_py())
+    assert chance == pytest.approx(np.mean(np.cos(np.radians(DEGREES))), abs=1e-6)
+    # 0.9 of the way from chance to the positive's 0.940
+    ceiling = chance + 0.9 * (0.9397 - chance)
+    found = decide(scores, pairs, targets, ceiling=0.9)
     for row in scores.to_pylist():
-        assert (row["query_tgt_query_bge_cos"] is None) == (row["candidate_id"] not in known)
-        assert row["query_tgt_answer_bge_cos"] == pytest.approx(row["score"], abs=1e-6)
+        assert (found[row["candidate_id"]] == ("rejected", "above-the-ceiling")) == (row["score"] > ceiling)
+    shifted = scores.set_column(  # e5: every cosine lies near 0.8; the same place between chance and positive decides
+        scores.column_names.index("score"), "score", pa.array([0.838] * len(scores), pa.float32())
+    )
+    for name, value in (("positive_score", 0.84), ("chance_score", 0.78)):
+        column = pa.array([value] * len(scores), pa.float32())
+        shifted = shifted.set_column(shifted.column_names.index(name), name, column)
+    assert set(decide(shifted, pairs, targets, too_few="drop").values()) == {("rejected", "above-the-ceiling")}
 
 
-def test_measures_of_known_texts():
-    assert lcs_score(["abcdef"], ["acf"])[0] == pytest.approx(3 / 6)
-    assert edit_dist(["焊接裂纹"], ["焊接气孔"])[0] == pytest.approx(2 / 4)
-    assert token_jaccard(["preheat the plate"], ["preheat the pipe"])[0] == pytest.approx(2 / 4)
-    assert token_jaccard(["焊接裂纹"], ["焊接裂纹"])[0] == 1
+def test_a_candidate_that_holds_the_answer_word_for_word_is_no_negative():
+    targets = [
+        target(0, "焊条在350 ℃烘干两小时"),
+        target(1, "熔炼焊剂（ＨＪ431）也烘 350℃"),
+        target(2, "焊条要存放在干燥处"),
+    ]
+    for answer, rejected in (("350℃", True), ("烘干两小时", False), ("烘", False), ("", False)):
+        pairs = [pair(0, targets[0], answer=answer)]
+        queries, answers = circle([0]), circle([20, 50, 60])
+        scores = Scorer(pairs, targets, queries, answers).table(candidates(pairs, targets, queries, answers, 10))
+        found = decide(scores, pairs, targets, ceiling=1.0)
+        assert (found["t1"] == ("rejected", "holds-the-answer")) == rejected
+        assert found["t2"] == ("negative", "drawn")
 
 
-@given(st.lists(st.tuples(st.text(max_size=30), st.text(max_size=30)), min_size=1, max_size=8))
-def test_measures_stay_in_their_range_for_any_text(pairs):
-    left, right = [a for a, _ in pairs], [b for _, b in pairs]
-    for measure in (lcs_score, edit_dist, token_jaccard):
-        values = measure(left, right)
-        assert ((values >= 0) & (values <= 1)).all()
+def test_copies_of_the_positive_and_of_one_another_are_not_drawn():
+    texts = {0: "焊条在三百五十度烘干两小时后放入保温筒", 3: "焊条在三百五十度烘干两小时后放入保温筒内"}
+    scores, pairs, targets = example(texts=texts)
+    targets[5] = target(5, targets[4].text, group="t4")
+    found = decide(scores, pairs, targets, negatives=7)
+    assert found["t3"] == ("rejected", "near-copy-of-the-positive")
+    assert found["t5"] == ("rejected", "copy-of-another-candidate")
 
 
-ROW = {
-    "score": 0.5,
-    "positive_score": 0.8,
-    "chance_score": 0.1,
-    "answer_tgt_answer_jaccard": 0.1,
-    "rerank_score": None,
-    "positive_rerank_score": None,
-}
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({}, None),
-        ({"score": 0.79}, "above-the-ceiling"),
-        ({"answer_tgt_answer_jaccard": 0.9}, "near-copy-of-the-positive"),
-        ({"rerank_score": 2.0, "positive_rerank_score": 1.0}, "reranker-prefers-it"),
-        ({"rerank_score": -3.0, "positive_rerank_score": -1.0}, None),
-        # scores below zero: a plain share of the positive's score would be above it
-        ({"score": -0.1, "positive_score": -0.1, "chance_score": -0.6}, "above-the-ceiling"),
-        ({"score": -0.3, "positive_score": -0.1, "chance_score": -0.6}, None),
-        # e5: every cosine is near 0.8; a share of the raw cosine would let a better match through
-        ({"score": 0.838, "positive_score": 0.84, "chance_score": 0.78}, "above-the-ceiling"),
-    ],
-)
-def test_the_ceiling(change, reason):
-    assert rejection(ROW | change, ChooseConfig()) == reason
-
-
-def test_each_candidate_has_one_decision_and_each_pair_its_negatives():
-    scores, pairs, targets = table()
-    columns = choose(scores, pairs, targets, ChooseConfig(negatives=4), seed=1)
-    keys = list(zip(columns["pair_id"], columns["candidate_id"], strict=True))
+@pytest.mark.parametrize("preset", ["resolve", "perc", "margin", "topk", "range", "window", "rules"])
+def test_every_preset_gives_each_candidate_one_decision_and_each_pair_its_negatives(preset):
+    scores, pairs, targets = scored()
+    config = ChooseConfig(preset=preset, negatives=4, range=(2, 12), window=(0.0, 0.3))
+    chooser = Chooser(pairs, targets, config, seed=1)
+    table = pa.concat_tables(choose([scores], chooser, len(scores)))
+    keys = list(zip(table["pair_id"].to_pylist(), table["candidate_id"].to_pylist(), strict=True))
     assert len(keys) == len(set(keys))
     assert set(keys) >= set(zip(scores["pair_id"].to_pylist(), scores["candidate_id"].to_pylist(), strict=True))
+    rows = table.to_pylist()
     for p in pairs:
-        assert (
-            sum(d == "negative" for q, d in zip(columns["pair_id"], columns["decision"], strict=True) if q == p.id) == 4
-        )
-    assert columns == choose(scores, pairs, targets, ChooseConfig(negatives=4), seed=1)
+        mine = [r for r in rows if r["pair_id"] == p.id and r["decision"] == "negative"]
+        assert len(mine) == 4 and p.target_id not in {r["candidate_id"] for r in mine}
+        assert all(r["reason"] for r in rows)
+    halves = [
+        scores.filter(pa.compute.is_in(scores["pair_id"], pa.array(ids))) for ids in (["q0", "q1"], ["q2", "q3", "q4"])
+    ]
+    assert pa.concat_tables(choose(halves, chooser, len(scores))).equals(table)  # the blocks do not matter
 
 
-def test_where_all_candidates_are_refused_unrelated_passages_fill_up_and_say_so():
-    scores, pairs, targets = table(n=12)
-    columns = choose(scores, pairs, targets, ChooseConfig(negatives=3, near_copy=0.0), seed=1)
-    drawn = [r for d, r in zip(columns["decision"], columns["reason"], strict=True) if d == "negative"]
-    assert set(drawn) <= {"random-fill"}
+def test_a_pair_that_no_search_found_anything_for_is_filled_or_dropped_by_name():
+    scores, pairs, targets = scored()
+    rest = scores.filter(pa.compute.not_equal(scores["pair_id"], "q3"))
+    for too_few, expected in (("fill", 3), ("drop", 0)):
+        chooser = Chooser(pairs, targets, ChooseConfig(negatives=3, too_few=too_few), seed=1)
+        rows = pa.concat_tables(choose([rest], chooser, len(rest))).to_pylist()
+        assert sum(r["pair_id"] == "q3" and r["reason"] == "random-fill" for r in rows) == expected
+        examples, dropped = training_rows(pairs, targets, rows, {}, fewest=3)
+        assert [d.id for d in dropped] == (["q3"] if too_few == "drop" else [])
+        assert len(examples) == 5 - len(dropped)
 
 
-class LengthReranker:
-    """Scores by nothing but length: enough to see whose logits go where."""
+def test_rules_are_sql_over_the_columns_and_the_first_that_holds_decides():
+    rules = [
+        {"when": "score > 0.85", "then": "reject", "reason": "too near"},
+        {"when": "dense_rank <= 3 AND answer_tgt_answer_lcs_score < 0.9", "then": "keep"},
+        {"when": "score < 0.66 OR bm25_rank IS NOT NULL"},
+    ]
+    scores, pairs, targets = example()
+    scores = scores.append_column("bm25_rank", pa.nulls(len(scores), pa.int32()))
+    found = decide(scores, pairs, targets, preset="rules", rules=rules, negatives=9, too_few="drop")
+    assert {c for c, d in found.items() if d[0] == "negative"} == {"t2", "t3", "t4"}
+    assert found["t1"] == ("rejected", "too near")
+    assert found["t7"] == ("rejected", "score < 0.66 OR bm25_rank IS NOT NULL")
 
-    fingerprint = "length"
 
-    def score(self, pairs):
-        return np.array([len(q) * 100 + len(p) for q, p in pairs], dtype=np.float32)
+@pytest.mark.parametrize(
+    ("when", "said"),
+    [
+        ("scor > 0.5", r"(?s)rules\[0\].*'scor > 0.5' names a column that is not there.*scor.*columns: .*score"),
+        ("score >", r"is not an SQL condition"),
+        ("score + 1", r"gives Float\w+, expected true or false"),
+        ("sum(score) > 1", r"rules\[0\]"),
+    ],
+)
+def test_a_rule_that_is_none_is_the_users_mistake(when, said):
+    with pytest.raises(InputError, match=said):
+        decide(*example(), preset="rules", rules=[{"when": when}])
 
 
 def test_teacher_scores_are_the_rerankers_raw_logits_in_the_order_of_the_texts():
-    scores, pairs, targets = table(reranker=LengthReranker())
-    boosted = scores.set_column(
-        scores.column_names.index("positive_rerank_score"),
-        "positive_rerank_score",
-        pa.array([1e6] * len(scores), pa.float32()),
-    )
-    columns = choose(boosted, pairs, targets, ChooseConfig(negatives=3), seed=1)
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    examples, _ = training_rows(pairs, targets, rows, {p.id: 1e6 for p in pairs})
+    scores, pairs, targets = scored()
+    logits = np.arange(len(scores), dtype=np.float32) - 60
+    for name, values in (("rerank_score", logits), ("positive_rerank_score", np.full(len(scores), 99, np.float32))):
+        scores = scores.set_column(scores.column_names.index(name), name, pa.array(values))
+    logit = {(r["pair_id"], r["target_answer"]): r["rerank_score"] for r in scores.to_pylist()}
+    table = pa.concat_tables(choose([scores], Chooser(pairs, targets, ChooseConfig(negatives=3), 1), len(scores)))
+    examples, _ = training_rows(pairs, targets, table.to_pylist(), {p.id: 99.0 for p in pairs})
+    assert len(examples) == 5
     for example in examples:
-        assert example.pos_scores == [1e6]
-        assert example.neg_scores == [len(example.query) * 100 + len(n) for n in example.neg]
+        assert example.pos_scores == [99.0]
+        assert example.neg_scores == [logit[example.id, n] for n in example.neg]
+
+
+def test_with_a_reranker_nothing_that_it_did_not_read_is_drawn():
+    scores, pairs, targets = scored()
+    read = np.arange(len(scores)) % 3 == 0
+    columns = {
+        "rerank_score": pa.array(np.where(read, -5, 0).astype(np.float32), mask=~read),
+        "positive_rerank_score": pa.array(np.ones(len(scores), np.float32)),
+    }
+    for name, column in columns.items():
+        scores = scores.set_column(scores.column_names.index(name), name, column)
+    found = decide(scores.slice(0, 20), pairs[:1], targets, negatives=20)
+    chosen = {c for c, d in found.items() if d[0] == "negative"}
+    assert chosen and chosen <= set(scores["candidate_id"].to_pylist()[0:20:3])
+    assert ("rejected", "not-read-by-the-reranker") in found.values()
+
+
+def test_a_candidate_that_answers_becomes_a_positive_and_its_copies_go():
+    scores, pairs, targets = example()
+    targets[4] = target(4, group="t2")
+    chances = {"t2": (0.99, 1), "t3": (0.99, 0), "t4": (0.1, 0), "t5": (0.5, 1), "t6": (0.05, 0), "t7": (0.2, 1)}
+
+    def probability(table, columns):
+        found = [chances.get(c, (0.0, 0)) for c in table["candidate_id"].to_pylist()]
+        return {"probability": np.array([p for p, _ in found]), "judged": np.array([float(j) for _, j in found])}
+
+    found = decide(scores, pairs, targets, probability, negatives=9, too_few="drop")
+    assert found["t2"] == ("promoted", "judged-to-answer")
+    assert found["t3"] == ("rejected", "probably-answers")  # the model's word alone makes no positive
+    assert found["t4"] == ("rejected", "copy-of-another-candidate")
+    assert found["t5"] == ("rejected", "judged-to-answer-perhaps")
+    assert found["t6"][0] == found["t7"][0] == found["t1"][0] == "negative"
+    table = pa.concat_tables(choose([scores], Chooser(pairs, targets, ChooseConfig(), 1, probability), len(scores)))
+    (example_,), _ = training_rows(pairs, targets, table.to_pylist(), {})
+    assert example_.pos == [targets[0].text, targets[2].text]
+    assert isinstance(example_, Example) and not set(example_.pos) & set(example_.neg)
+    assert decide(scores, pairs, targets, probability, promote_at=1)["t2"][0] == "rejected"
 
 
 def test_a_pair_without_any_negative_is_dropped_by_name():
     t = target(0)
     examples, dropped = training_rows([pair(0, t)], [t], [], {})
     assert not examples and (dropped[0].id, dropped[0].reason) == ("q0", "no-negative")
-
-
-def test_chance_is_the_mean_cosine_of_unrelated_texts():
-    queries, answers = circle([0, 90]), circle([0, 90])
-    assert chance_score(queries, answers) == pytest.approx(0.5)

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from factory.config import InputConfig
 from factory.documents import load_documents, unwrap
 from factory.evalset import read_eval_set
 from factory.records import InputError
+from factory.settings import InputConfig
 
 TEXT = "焊接冷裂纹多在焊后数小时出现，与扩散氢、淬硬组织和拘束应力有关。"
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from factory import metrics
-from factory.config import ModelConfig
 from factory.evaluate import Evaluation, evaluate, read_eval_set, render_table
 from factory.records import InputError, read_lines
 from factory.search import colbert_scores, search, search_bm25
+from factory.settings import ModelConfig
 from tests.tiny_models import make_tiny_bert, make_tiny_m3
 
 CORPUS = [

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from factory.answers import Answer
 from factory.config import Config
 from factory.generate import draw_evenly, given_pairs, pairs_of, parse_answer, to_ask
 from factory.languages import language
-from factory.llm import Answer
 from factory.prompting import PROMPTS, read_prompt, requests_for
 from factory.records import InputError, Passage
 
@@ -105,7 +105,7 @@ def test_a_passage_that_would_not_fit_the_llm_is_asked_about_by_its_beginning():
 
 
 def test_every_prompt_of_the_package_can_be_read_and_names_its_variables():
-    files = sorted(PROMPTS.glob("*.md"))
+    files = sorted(PROMPTS.glob("question-*.md"))
     assert len(files) == 4
     for file in files:
         system, user = read_prompt(file).messages(

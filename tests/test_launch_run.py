@@ -174,7 +174,7 @@ def test_tail_keeps_the_cause_and_leaves_out_torchruns_report(tmp_path: Path) ->
     (tmp_path / "log").write_text("old\n" * 50 + bar + "ZeroDivisionError: division by zero\n" + report)
     lines = tail(tmp_path / "log").splitlines()
     assert len(lines) == 30
-    assert lines[-2:] == [" 55%|# | 5/9", "ZeroDivisionError: division by zero"]
+    assert lines[-3:] == ["old", " 55%|# | 5/9", "ZeroDivisionError: division by zero"]
 
 
 def test_losses_of_both_transformers_formats(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from factory.config import LLMConfig
-from factory.llm import AnswerStore, Request, complete, strip_thinking
+from factory.answers import AnswerStore
+from factory.llm import LLM, Request, strip_thinking
 from factory.records import InputError
 from factory.serve import ServerDied, serve
+from factory.settings import LLMConfig
 
 SCHEMA = {
     "type": "object",
@@ -25,21 +26,6 @@ SCHEMA = {
 
 def ask(text: str, schema=None) -> Request:
     return Request((("user", text),), max_tokens=120, temperature=0.5, seed=7, schema=schema)
-
-
-@pytest.fixture(params=["llamacpp", pytest.param("vllm", marks=pytest.mark.vllm)])
-def server(request):
-    """Configurations of a server that we start, with whatever keys a test changes."""
-    if request.param == "llamacpp":
-        known = {"model": str(request.getfixturevalue("smollm_gguf"))}
-    else:  # set by tests/vllm_environment.sh
-        known = {
-            "model": os.environ["BGE_FACTORY_VLLM_MODEL"],
-            "executable": [os.environ["BGE_FACTORY_VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server"],
-            "arguments": os.environ["BGE_FACTORY_VLLM_ARGUMENTS"].split(),
-        }
-    known |= {"serve": request.param, "context": 512, "concurrency": 2}
-    return lambda **more: LLMConfig.model_validate(known | more)
 
 
 @pytest.fixture
@@ -79,7 +65,9 @@ def reply(text: str) -> tuple[int, dict]:
 
 
 def run(requests, config, tmp_path, said=None):
-    return complete(requests, config, "model-1", tmp_path / "llm.sqlite", tmp_path / "server.log", (said or []).append)
+    said = [] if said is None else said
+    with LLM(config, "model-1", tmp_path / "llm.sqlite", tmp_path / "server.log", said.append) as llm:
+        return llm.complete(requests)
 
 
 def test_a_server_follows_a_schema_and_no_answer_is_paid_for_twice(tmp_path, server):

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from factory.config import ModelConfig
 from factory.models import BLOCK, CachedEncoder, load_encoder, load_reranker, model_fingerprint
 from factory.records import InputError
+from factory.settings import ModelConfig
 from factory.tokens import tokens
 from tests.tiny_models import make_tiny_bert, make_tiny_m3
 
@@ -82,6 +82,20 @@ def test_a_resumed_run_has_the_very_bytes_of_an_unbroken_one(bert: Path, tmp_pat
     np.save(files[2], np.ones((1, 64), np.float32))  # whole, but another block's
     again = CachedEncoder(load_encoder(config(bert, passage_max_length=24)), tmp_path).encode(TEXTS, "passage").dense
     assert again.tobytes() == unbroken.tobytes()
+
+
+def test_sparse_weights_are_kept_beside_the_dense_vectors_and_made_in_one_pass(m3: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(config(m3))
+    dense = CachedEncoder(encoder, tmp_path).encode(TEXTS[:300], "passage")
+    assert dense.sparse is None
+    encoder.encode = None  # type: ignore[method-assign, assignment]  # from here on nothing may be encoded
+    both = CachedEncoder(encoder, tmp_path).encode(TEXTS[:300], "passage", modes=("dense", "sparse"))
+    assert both.sparse is not None and both.sparse.shape[0] == 300 and both.sparse.nnz > 300
+    np.testing.assert_array_equal(both.dense, dense.dense)
+    damaged = sorted((tmp_path / "embeddings").glob("*.sparse.npz"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    again = CachedEncoder(load_encoder(config(m3)), tmp_path).encode(TEXTS[:300], "passage", modes=("dense", "sparse"))
+    assert again.sparse is not None and (again.sparse != both.sparse).nnz == 0
 
 
 def test_what_changes_a_vector_is_never_read_from_the_cache(bert: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from factory.records import Example, InputError, read_lines, read_records
 from factory.validate import check_file
+from factory.workspace import write_jsonl
 
 GOOD = {"query": "焊缝为什么有气孔？", "pos": ["保护气体流量过小"], "neg": ["预热温度不足"]}
 
@@ -74,3 +75,11 @@ def test_a_file_in_another_encoding_names_the_line(tmp_path):
     path.write_bytes(json.dumps(GOOD, ensure_ascii=False).encode("gbk"))
     with pytest.raises(InputError, match=r"gbk\.jsonl:1: not UTF-8"):
         list(read_lines(path))
+
+
+def test_half_an_emoji_in_an_escape_becomes_a_character_that_a_file_can_hold(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(r'{"text": "a\ud83d b", "list": ["\ud83d\ude00", {"k\udc00": 1}], "path": "C:\\ude00"}')
+    (row,) = [row for _, row in read_lines(path)]
+    assert row == {"text": "a\ufffd b", "list": ["😀", {"k\ufffd": 1}], "path": "C:\\ude00"}
+    write_jsonl(tmp_path / "y.jsonl", [row])

@@ -1,0 +1,78 @@
+"""LLM answers on disk: SQLite, keyed by a hash of the whole request and the model. One answer is one commit."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from factory.records import InputError
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str  # without <think> parts
+    finish: str  # "stop", "length", … as the server says
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    # if asked for: (token, log-probability) of each alternative for the first token
+    first: tuple[tuple[str, float], ...] = ()
+
+
+class AnswerStore:
+    """Answers in SQLite, keyed by a hash of the whole request and the model. One row is one commit."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(path, timeout=60)
+        try:
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, model TEXT, request TEXT, text TEXT, finish TEXT,"
+                " prompt_tokens INTEGER, completion_tokens INTEGER, seconds REAL, created REAL, first TEXT)"
+            )
+            if "first" not in [row[1] for row in self._db.execute("PRAGMA table_info(answers)")]:
+                self._db.execute("ALTER TABLE answers ADD COLUMN first TEXT")  # a store of version 0.1
+        except sqlite3.DatabaseError as e:
+            raise InputError(
+                f"not a usable SQLite file: {e}", where=path, fix="move it away; its answers will be asked for again"
+            ) from e
+
+    def get(self, key: str) -> Answer | None:
+        row = self._db.execute(
+            "SELECT text, finish, prompt_tokens, completion_tokens, seconds, first FROM answers WHERE key = ?", (key,)
+        ).fetchone()
+        if not row:
+            return None
+        alternatives = tuple((token, p) for token, p in json.loads(row[5] or "[]"))
+        return replace(Answer(*row[:5]), first=alternatives)
+
+    def put(self, key: str, model: str, body: dict[str, Any], answer: Answer) -> None:
+        try:
+            with self._db:
+                self._db.execute(
+                    "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        key,
+                        model,
+                        json.dumps(body, ensure_ascii=False),
+                        answer.text,
+                        answer.finish,
+                        answer.prompt_tokens,
+                        answer.completion_tokens,
+                        answer.seconds,
+                        time.time(),
+                        json.dumps(answer.first, ensure_ascii=False) if answer.first else None,
+                    ),
+                )
+        except sqlite3.OperationalError as e:
+            raise InputError(
+                f"an answer could not be stored: {e}", fix="free some disk space and run again: stored answers are kept"
+            ) from e
+
+    def close(self) -> None:
+        self._db.close()

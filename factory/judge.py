@@ -1,0 +1,82 @@
+"""The local LLM as a reranker: does this passage answer this question? Its yes against its no, as a logit.
+
+The model is never asked to write a number. It answers with one word, and what counts is how likely it held "yes"
+and "no" for that word: log p(yes) − log p(no), which is a raw logit as a cross-encoder gives it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from factory.answers import Answer
+from factory.languages import HAN, language
+from factory.llm import LLM, Request
+from factory.prompting import PROMPTS, read_prompt
+from factory.workspace import fingerprint, sha256_file
+
+# First tokens that count, without spaces and in lower case; a tokenizer may cut 是的 into 是 and 的, or not.
+YES = frozenset({"yes", "y", "是", "是的", "能", "有"})
+NO = frozenset({"no", "n", "not", "否", "不", "不是", "不能", "没", "没有", "无"})
+ALTERNATIVES = 20  # looked at for the first word; vLLM's own limit (--max-logprobs)
+FRAME = 260  # tokens of the prompt beside question and passage, generously
+
+
+class LLMJudge:
+    """A `Reranker` made of the configured LLM.
+
+    Args:
+        llm: open for as long as the judge is used; its answers, so also these, are kept on disk.
+        prompts: by language, a prompt file with ${question} and ${passage}; default: the package's judge.*.md.
+    """
+
+    def __init__(self, llm: LLM, prompts: dict[str, Path] | None = None):
+        self.llm = llm
+        files = prompts or {lang: PROMPTS / f"judge.{lang}.md" for lang in ("zh", "en")}
+        self._prompts = {lang: read_prompt(path) for lang, path in files.items()}
+        self.fingerprint = fingerprint(["judge", llm.model_id, *(sha256_file(p) for p in files.values())])
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """Logits, (n,) float32; above 0 the model leans to "the passage answers the question"."""
+        order = sorted(range(len(pairs)), key=lambda i: (pairs[i][1], pairs[i][0]))  # one passage after the other:
+        answers, _ = self.llm.complete([self._request(*pairs[i]) for i in order], "judge")  # servers reuse its prefix
+        logits = np.zeros(len(pairs), np.float32)
+        logits[order] = [logit(answer) for answer in answers]
+        return logits
+
+    def _request(self, question: str, passage: str) -> Request:
+        room = self.llm.config.context - FRAME - estimated_tokens(question)
+        variables = {"question": question, "passage": crop_to(passage, room)}
+        messages = self._prompts[language(passage)].messages(variables)
+        return Request(messages, max_tokens=1, temperature=0, seed=self.llm.config.seed, top_logprobs=ALTERNATIVES)
+
+
+def logit(answer: Answer) -> float:
+    """log p(yes) − log p(no) of the first token. A side that is not among the alternatives counts as the least
+    likely of them, which is the most that it can be; with neither side there the logit is 0."""
+    words = [(token.strip().strip("\"'“”").lower(), p) for token, p in answer.first]
+    yes, no = [p for w, p in words if w in YES], [p for w, p in words if w in NO]
+    if not yes and not no:
+        return 0.0
+    floor = min(p for _, p in words)
+    return (_sum(yes) if yes else floor) - (_sum(no) if no else floor)
+
+
+def _sum(logs: Iterable[float]) -> float:
+    """log of the sum of probabilities given as logs; a log of −inf stays harmless."""
+    return max(math.log(sum(math.exp(p) for p in logs) or 1e-30), -69.0)
+
+
+def estimated_tokens(text: str) -> int:
+    """A guess, on the safe side, for any LLM's tokenizer: a Chinese character is one token, else three characters."""
+    han = len(HAN.findall(text))
+    return han + (len(text) - han) // 3 + 1
+
+
+def crop_to(text: str, room: int) -> str:
+    """The text, or as much of its beginning as makes about `room` tokens."""
+    needed = estimated_tokens(text)
+    return text if needed <= room else text[: max(1, len(text) * room // needed)]

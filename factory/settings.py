@@ -1,0 +1,253 @@
+"""The sections of factory.yaml as frozen models. Every default has its reason beside it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Pairing = Literal["question-document", "question-answer", "question-question"]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputConfig(Part):
+    """Where the text comes from."""
+
+    path: str | list[str] = Field(description="a folder, a file or a glob, or a list of these")
+    kind: Literal["documents", "passages", "pairs"] = Field(
+        "documents",
+        description="documents: split into passages. passages: one passage a line (BEIR corpus.jsonl, .csv with a text "
+        "column, .txt with one passage a line), kept as they are, a title before the text. pairs: .csv or .jsonl with query and text; no LLM is used",
+    )
+
+
+class ModelConfig(Part):
+    """The model to be trained: its tokenizer sets the passage lengths, its vectors find the candidates."""
+
+    path: str = Field(description="a local folder: bge-m3, bge-large-zh-v1.5, any sentence-transformers folder")
+    kind: Literal["auto", "m3", "flag", "sentence-transformers"] = Field(
+        "auto",
+        description="auto: m3 if the folder holds sparse_linear.pt, FlagEmbedding's class if it can, else sentence-transformers",
+    )
+    query_instruction: str = Field("", description="put before each query, e.g. 'query: ' for e5; bge-m3 wants none")
+    passage_instruction: str = Field("", description="put before each passage, e.g. 'passage: ' for e5")
+    query_max_length: int = Field(128, ge=8, description="tokens; longer questions are truncated")
+    passage_max_length: int = Field(512, ge=16, description="tokens; longer passages are truncated")
+    batch_size: int = Field(32, ge=1, description="texts encoded at once; 32 fits a CPU and any GPU")
+    device: str = Field("auto", description="auto, cpu, cuda:0, …")
+
+
+class PassagesConfig(Part):
+    """How documents are split."""
+
+    max_tokens: int = Field(
+        256, ge=16, description="token budget under the training model's tokenizer; about 400 Chinese characters"
+    )
+    overlap_tokens: int = Field(0, ge=0, description="0: overlap makes near-duplicates, which are poor negatives")
+    min_tokens: int = Field(
+        16, ge=1, description="a shorter piece is joined to its neighbour, or dropped if it cannot be"
+    )
+    near_duplicate: Fraction = Field(
+        0.8, description="Jaccard on character 5-grams from which two texts count as copies"
+    )
+
+
+class SplitConfig(Part):
+    """Train, dev and eval are divided by document group, before any question is written."""
+
+    eval: Fraction | None = Field(
+        None,
+        description="share of the documents whose questions are held out; default 0.15, or 0 when `test.questions` names them",
+    )
+    dev: Fraction = Field(0.0, description="share for dev/, the set to choose checkpoints on")
+
+
+class TestConfig(Part):
+    """Questions that people asked: they become eval/, and no generated question goes in there."""
+
+    questions: str | None = Field(
+        None, description='JSONL: {"id", "query", "answers": [{"document": file, "quote": a span of its text}]}'
+    )
+    hold_out: bool = Field(True, description="keep the documents that the questions rest on out of training")
+
+
+class LLMConfig(Part):
+    """Where the local LLM is and how it is asked."""
+
+    serve: Literal["llamacpp", "vllm", "endpoint"] = Field(
+        "llamacpp",
+        description="llamacpp: a GGUF file, served by us. vllm: `vllm serve` started by us. endpoint: a URL that runs",
+    )
+    model: str = Field(
+        "", description="a GGUF file (llamacpp), a model folder (vllm), or the served model's name (endpoint)"
+    )
+    url: str = Field("", description="endpoint only, e.g. http://127.0.0.1:8000/v1")
+    api_key_env: str = Field(
+        "", description="name of the environment variable that holds the key; the key is never written down"
+    )
+    executable: list[str] = Field(
+        default_factory=lambda: ["vllm", "serve"],
+        description="vllm only: the command, which may live in another environment",
+    )
+    arguments: list[str] = Field(
+        default_factory=list, description="vllm only: further arguments, e.g. --tensor-parallel-size 8"
+    )
+    environment: dict[str, str] = Field(default_factory=dict, description="vllm only: further environment variables")
+    concurrency: int = Field(
+        8,
+        ge=1,
+        description="requests under way at once; 64 and more for vLLM on a GPU; 1 gives answers that are the same in every run",
+    )
+    context: int = Field(2048, ge=256, description="tokens of prompt and answer together, per request")
+    timeout: float = Field(600, gt=0, description="seconds for one answer; a CPU is slow")
+    start_timeout: float = Field(
+        900, gt=0, description="seconds for the server to come up; a large model loads for minutes"
+    )
+    retries: int = Field(4, ge=0, description="times a failed request is sent again, with growing pauses")
+    seed: int = Field(42, description="sent with each request")
+
+    @model_validator(mode="after")
+    def _complete(self) -> LLMConfig:
+        if self.serve == "endpoint" and not self.url:
+            raise ValueError("serve: endpoint needs url, e.g. http://127.0.0.1:8000/v1")
+        return self
+
+
+class GenerateConfig(Part):
+    """What the LLM is asked for."""
+
+    pairing: Pairing = Field(
+        "question-document", description="what a question is trained to find: the passage, the answer, or a rewording"
+    )
+    questions_per_passage: int = Field(3, ge=1, le=10)
+    asker: str = Field(
+        "",
+        description="who asks, in the passages' language, e.g. 'a nurse on a night shift'; default: somebody who looks something up",
+    )
+    types: list[str] = Field(
+        default_factory=lambda: ["fact", "how-to", "reason"],
+        description="kinds of question, handed to the prompt in turn",
+    )
+    temperature: float = Field(0.7, ge=0, le=2, description="0.7: varied wording, still on the subject")
+    max_tokens: int = Field(400, ge=16, description="of one answer")
+    prompt: str | None = Field(
+        None, description="your own prompt file; default: the package's, by pairing and language"
+    )
+    max_passages: int | None = Field(
+        None, ge=1, description="ask about this many passages, drawn evenly over the documents; default all"
+    )
+
+
+class QualityConfig(Part):
+    """What a question must be to be kept."""
+
+    min_characters: int = Field(5, ge=1)
+    max_characters: int = Field(300, ge=10)
+    max_copy: Fraction = Field(
+        0.9, description="partial_ratio of question and passage (rapidfuzz) above which it is copied"
+    )
+    max_run: Fraction = Field(
+        0.5,
+        description="share of the question that may stand in the passage in one piece, if that is a clause or longer",
+    )
+    duplicate: Fraction = Field(
+        0.9, description="ratio of two questions on one passage above which the second is a duplicate"
+    )
+    round_trip_k: int = Field(
+        20, ge=0, description="the passage must be among the base model's first k; 0 turns the test off"
+    )
+
+
+class MineConfig(Part):
+    """Where candidates come from."""
+
+    top_k: int = Field(100, ge=1, description="candidates of each source for each question")
+    sources: list[Literal["dense", "bm25", "sparse"]] | None = Field(
+        None, description="default: dense and bm25, and sparse when the model has m3's sparse head"
+    )
+    index: Literal["auto", "flat", "hnsw", "ivf"] = Field(
+        "auto",
+        description="auto: exact up to 100,000 passages (5 million on a GPU), then HNSW64, then IVF. HNSW is built by several "
+        "threads and may differ from run to run",
+    )
+    segmenter: Literal["bigrams", "jieba"] = Field(
+        "bigrams", description="Chinese words of BM25: character bigrams need no dictionary and know every new word"
+    )
+
+
+class ScoreConfig(Part):
+    reranker: str | None = Field(
+        None,
+        description="a folder (bge-reranker-v2-m3, any cross-encoder), or llm: the configured LLM's yes against its no. "
+        "Writes pos_scores/neg_scores",
+    )
+    rerank_depth: int = Field(50, ge=1, description="candidates that it reads for each question, near-copies left out")
+    batch_size: int = Field(32, ge=1)
+
+
+class JudgeConfig(Part):
+    """The LLM says of some candidates whether they answer the question; from these a model for all is learnt."""
+
+    use: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="auto: with choose.preset resolve and llm.serve vllm or endpoint; on a CPU a judgement takes seconds",
+    )
+    labels: int = Field(300, ge=0, description="candidates judged to learn from, drawn evenly over easy and hard ones")
+    controls: int = Field(
+        50, ge=10, description="questions judged with their own passage and with an unrelated one: the judge's error"
+    )
+    band: int = Field(500, ge=0, description="further judgements, spent where the learnt model is least sure")
+
+
+class Rule(Part):
+    """One line of `choose.rules`. The first rule that holds decides."""
+
+    when: str = Field(description="an SQL condition over the columns of 6-scores.parquet")
+    then: Literal["reject", "keep"] = "reject"
+    reason: str = Field("", description="what 7-decisions.parquet says; default: the condition")
+
+
+class ChooseConfig(Part):
+    """Which candidates become negatives."""
+
+    preset: Literal["resolve", "perc", "margin", "topk", "range", "window", "rules"] = Field(
+        "resolve",
+        description="resolve: no copies, nothing that probably answers the question. perc, margin: NV-Retriever's ceilings. "
+        "range: FlagEmbedding's hn_mine. window: L2 distances. topk: the hardest. rules: your own conditions",
+    )
+    negatives: int = Field(
+        7, ge=1, description="for each question: with one positive a group of 8, FlagEmbedding's usual"
+    )
+    ceiling: Fraction = Field(
+        0.95,
+        description="resolve without a judge: a negative's score may reach this share of the positive's, both counted from "
+        "the score of a chance pair; perc: this share of the positive's score (TopK-PercPos, arXiv 2407.15831)",
+    )
+    margin: float = Field(
+        0.05, ge=0, description="margin: how far a negative's cosine stays below the positive's (TopK-MarginPos)"
+    )
+    near_copy: Fraction = Field(0.8, description="Jaccard with the positive above which a candidate is a copy of it")
+    reject_at: Fraction = Field(
+        0.3,
+        description="resolve with a judge: probability of answering the question from which a candidate is no negative",
+    )
+    promote_at: Fraction = Field(
+        0.95, description="resolve with a judge: probability from which a judged candidate becomes a positive; 1 never"
+    )
+    range: tuple[int, int] = Field(
+        (10, 210), description="range: first and last rank, counted from 0, the last not included (range_for_sampling)"
+    )
+    window: tuple[float, float] = Field(
+        (0.4, 0.7),
+        description="window: distances above the first, up to the second; as FAISS gives L2, squared: 2 − 2 cosine",
+    )
+    rules: list[Rule] = Field(default_factory=list, description="rules: conditions in order; what none rejects is kept")
+    depth: int = Field(40, ge=1, description="negatives are drawn at random from the first so many that are allowed")
+    too_few: Literal["fill", "drop"] = Field(
+        "fill",
+        description="a question with fewer allowed candidates: fill up from easier ranks and mark it, or drop the question",
+    )
