@@ -1,6 +1,6 @@
 """The whole line on a collection with human queries (BEIR layout): build, train, compare BM25, base and tuned.
 
-    python benchmarks/collection.py COLLECTION --model FOLDER --llm FILE.gguf --out runs/cjrc --passages 500
+    python -m benchmarks.collection COLLECTION --model FOLDER --llm FILE.gguf --out runs/cjrc --passages 500
 
 The passages alone are the input; the human queries and judgements are used for nothing but the last table.
 Each step is resumable: give the same command again. Prints the counts and seconds of each stage, then the table.

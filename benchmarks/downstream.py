@@ -1,6 +1,6 @@
 """What each miner's negatives make of the same model: fine-tuned alike on the same pairs, measured on human queries.
 
-    python benchmarks/downstream.py ../shared/data/cjrc --run RUN --model MODEL --out ~/bench/downstream-cjrc
+    python -m benchmarks.downstream ../shared/data/cjrc --run RUN --model MODEL --out ~/bench/downstream-cjrc
 
 RUN is the folder of a finished build on the collection (benchmarks/collection.py makes one); its kept questions are the
 pairs. Every miner gives each question the same number of negatives; every training has the same steps; --seeds is both

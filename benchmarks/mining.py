@@ -1,7 +1,7 @@
 """How many of the chosen negatives are false ones: our choice beside other miners', against human judgements.
 
-    python benchmarks/mining.py ../shared/data/cran --model MODEL [--llm FILE.gguf] --out ~/bench/mining-cran
-    python benchmarks/mining.py ../shared/data/cmrc --model MODEL --plant --out ~/bench/mining-cmrc
+    python -m benchmarks.mining ../shared/data/cran --model MODEL [--llm FILE.gguf] --out ~/bench/mining-cran
+    python -m benchmarks.mining ../shared/data/cmrc --model MODEL --plant --out ~/bench/mining-cmrc
 
 Each query keeps one of its relevant passages as its positive (the one judged best); the others are hidden, and a
 negative that is one of them is a false negative. --plant adds to the corpus, for 300 queries, two copies of the

@@ -1,6 +1,6 @@
 """What mining, scoring and choosing cost on top of what no miner can avoid: encoding and a raw FAISS search.
 
-    python benchmarks/overhead.py ../shared/data/cjrc --model MODEL --queries 2000
+    python -m benchmarks.overhead ../shared/data/cjrc --model MODEL --queries 2000
 
 Prints seconds and peak memory of each step in one run, and the share on top.
 """

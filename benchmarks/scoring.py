@@ -1,6 +1,6 @@
 """How long the lexical features of many candidates take, beside the least that it could take, and plain Python.
 
-    python benchmarks/scoring.py ../shared/data/cjrc --queries 200000 --candidates 10
+    python -m benchmarks.scoring ../shared/data/cjrc --queries 200000 --candidates 10
 
 COLLECTION is a folder with corpus.jsonl and queries.jsonl; its texts are cut into passages of about 300 characters.
 Measured, in one run on one machine:
