@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from factory.duplicates import near_duplicate_groups
 from factory.false_negatives import JudgeError, judge_error, wilson
 from factory.languages import squeeze
 from factory.models import Encoder, Reranker
-from factory.records import LooseExample, read_records
+from factory.records import LooseExample, parse, read_lines
+from factory.settings import Part
 
 SHOWN = 20  # findings of a kind that are listed; all are counted
 OUTLIER = 8.0  # times the median length, or below its 1/8
@@ -23,11 +23,7 @@ COMMON = 0.05  # share of the rows in which one negative may stand before it say
 RELATED_ROWS = 200  # rows judged for the estimate of false negatives, one negative each
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Finding(_Part):
+class Finding(Part):
     """One fault. `line` is the row's line in the file, from 1."""
 
     kind: str
@@ -35,7 +31,7 @@ class Finding(_Part):
     detail: str
 
 
-class FalseNegatives(_Part):
+class FalseNegatives(Part):
     """Of a random sample of negatives, the share that answers the question by the judge's word, with 95 % interval;
     `corrected` for the judge's error, where controls show it to be usable."""
 
@@ -48,7 +44,7 @@ class FalseNegatives(_Part):
     judge: JudgeError
 
 
-class Audit(_Part):
+class Audit(Part):
     """Everything found. `margins` are cosines of the positive minus that of each negative."""
 
     file: str
@@ -95,8 +91,9 @@ def audit(
     Raises:
         InputError: the file is missing, or a line does not fit (`bge-factory validate` lists them all).
     """
-    rows = read_records(path, LooseExample)
-    findings = _findings(rows, near_copy)
+    numbered = [(number, parse(LooseExample, row, f"{path}:{number}")) for number, row in read_lines(path)]
+    rows = [row for _, row in numbered]
+    findings = _findings(numbered, near_copy)
     counts = Counter(f.kind for f in findings)
     shown: Counter[str] = Counter()
     listed = []
@@ -120,7 +117,8 @@ def audit(
     )
 
 
-def _findings(rows: Sequence[LooseExample], near_copy: float) -> list[Finding]:
+def _findings(numbered: Sequence[tuple[int, LooseExample]], near_copy: float) -> list[Finding]:
+    rows = [row for _, row in numbered]
     texts = list(dict.fromkeys(t for r in rows for t in (*r.pos, *r.neg)))
     at = {t: i for i, t in enumerate(texts)}
     plain = [squeeze(t) for t in texts]
@@ -138,7 +136,7 @@ def _findings(rows: Sequence[LooseExample], near_copy: float) -> list[Finding]:
     def add(kind: str, line: int, text: str, more: str = "") -> None:
         found.append(Finding(kind=kind, line=line, detail=(more and f"{more}: ") + text[:80]))
 
-    for line, r in enumerate(rows, 1):
+    for line, r in numbered:
         own, own_groups = {plain[at[t]] for t in r.pos}, {groups[at[t]] for t in r.pos}
         query = squeeze(r.query)
         key = (query, *sorted(own))
@@ -167,7 +165,7 @@ def _findings(rows: Sequence[LooseExample], near_copy: float) -> list[Finding]:
     for i, count in in_rows.most_common():
         if len(rows) < 2 / COMMON or count <= COMMON * len(rows):  # a handful of rows cannot tell
             break
-        line = next(number for number, r in enumerate(rows, 1) if texts[i] in r.neg)
+        line = next(number for number, r in numbered if texts[i] in r.neg)
         add("same-negatives-everywhere", line, texts[i], f"in {count} of {len(rows)} rows")
     return found
 

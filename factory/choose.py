@@ -45,7 +45,6 @@ class Chooser:
         self._group_of = {t.id: codes[t.duplicate_group] for t in targets}
         self._group = [codes[t.duplicate_group] for t in targets]
         self._own = {p.id: codes[p.duplicate_group] for p in pairs if p.duplicate_group in codes}
-        self._pair = {p.id: p for p in pairs}
 
     def block(self, scores: pa.Table) -> pa.Table:
         """The decisions of every candidate in `scores`, which holds whole pairs."""

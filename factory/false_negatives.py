@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from factory.hybrid import MEASURES, SIDES
 from factory.presets import Columns, closeness
+from factory.settings import Part
 from factory.workspace import write_json
 
 FOLDS = 5
@@ -25,11 +25,7 @@ LEAST = 10  # judged yes and judged no, each at least so many, to learn from
 BINS = 10  # of the reliability curve
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class JudgeError(_Part):
+class JudgeError(Part):
     """How often the judge is right on controls, whose answers are known: a question with its own passage (yes) and
     with an unrelated one (no). Intervals are Wilson's, 95 %."""
 
@@ -52,7 +48,7 @@ class JudgeError(_Part):
         return self.auc >= 0.75 and self.sensitivity + self.specificity - 1 >= 0.4
 
 
-class Bin(_Part):
+class Bin(Part):
     """Of the reliability curve: candidates that were given about this probability, and how many the judge affirmed."""
 
     predicted: float
@@ -60,7 +56,7 @@ class Bin(_Part):
     count: int
 
 
-class Coefficient(_Part):
+class Coefficient(Part):
     """`weight` is per standard deviation of the feature: e to its power is what one deviation does to the odds."""
 
     feature: str
@@ -69,7 +65,7 @@ class Coefficient(_Part):
     weight: float
 
 
-class FalseNegativeModel(_Part):
+class FalseNegativeModel(Part):
     """What the judge would say of a candidate, as a probability, and what that is worth."""
 
     coefficients: tuple[Coefficient, ...]
@@ -144,6 +140,12 @@ def features(columns: Columns) -> Columns:
 def judge_error(own: np.ndarray, unrelated: np.ndarray) -> JudgeError:
     """The judge's error and its best threshold, from its logits on known pairs (the largest sensitivity + specificity,
     halfway between neighbouring logits)."""
+    if not len(own) or not len(unrelated):  # nothing to measure it on: not usable
+        none = (0.0, 1.0)
+        return JudgeError(
+            threshold=0, sensitivity=0, specificity=0, sensitivity_interval=none, specificity_interval=none, auc=0.5,
+            controls=len(own) + len(unrelated),
+        )  # fmt: skip
     logits = np.unique(np.r_[own, unrelated])
     cuts = np.r_[logits[0] - 1, (logits[1:] + logits[:-1]) / 2, logits[-1] + 1]
     best = max(cuts, key=lambda c: ((own >= c).mean() + (unrelated < c).mean(), -abs(c)))

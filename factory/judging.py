@@ -77,6 +77,8 @@ def judge_candidates(
     if not error.usable:
         return Outcome(nothing, error, "the judge is wrong too often on the controls to learn from it")
     near, jaccard, rows = eligible(scores, config)
+    if not len(rows):
+        return Outcome(nothing, error, "no candidate could be drawn, so none was judged")
     sample, weights = stratified(near, jaccard, c.labels, config.seed)
     logits = ask(rows[sample])
     judged = Judged(rows[sample], logits, ["sample"] * len(sample))
@@ -152,8 +154,9 @@ def unsure(scores: Path, rows: np.ndarray, model: FalseNegativeModel, threshold:
         found.append((here, model.probability(columns)))
         at += len(block)
     places, p = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    at_stake = min(max(threshold, 0.001), 0.999)  # 0 and 1 have no odds
     inside = (p > BAND[0]) & (p < BAND[1])
-    distance = np.abs(np.log(p[inside] / (1 - p[inside])) - np.log(threshold / (1 - threshold)))
+    distance = np.abs(np.log(p[inside] / (1 - p[inside])) - np.log(at_stake / (1 - at_stake)))
     return np.asarray(places[inside][np.argsort(distance, kind="stable")])
 
 

@@ -29,7 +29,8 @@ def sources_of(config: Config, encoder: Encoder) -> list[str]:
     """Where candidates come from: `mine.sources`, by default everything that the model can do.
 
     Raises:
-        InputError: sparse is asked for, and the model has no sparse head.
+        InputError: sparse is asked for, and the model has no sparse head; or the preset goes by the dense search,
+            which is not asked for.
     """
     can = ["dense", "bm25", *(["sparse"] if "sparse" in encoder.modes else [])]
     for source in config.mine.sources or []:
@@ -37,6 +38,12 @@ def sources_of(config: Config, encoder: Encoder) -> list[str]:
             raise InputError(
                 f"the model has no {source} vectors", where="mine.sources", fix=f"choose from {', '.join(can)}"
             )
+    if "dense" not in (config.mine.sources or can) and config.choose.preset in ("topk", "range", "window"):
+        raise InputError(
+            f"choose.preset {config.choose.preset} goes by the dense search's ranks",
+            where="mine.sources",
+            fix="add dense",
+        )
     return list(dict.fromkeys(config.mine.sources or can))
 
 

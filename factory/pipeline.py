@@ -101,7 +101,7 @@ class Build:
                 negatives.judge,
                 inputs=inputs,
                 outputs=[JUDGEMENTS, MODEL],
-                rests_on=[c.judge, asked, c.seed, drawn_from],
+                rests_on=[c.judge, self._judge_identity(), c.seed, drawn_from],
             )
             inputs = [*inputs, JUDGEMENTS, MODEL]
         stage("choose", negatives.choose, inputs=inputs, outputs=[DECISIONS], rests_on=[c.choose, c.seed])
@@ -220,8 +220,14 @@ class Build:
     def _reranker_identity(self) -> Any:
         reranker = self.config.score.reranker
         if reranker == "llm":
-            return [generate.llm_identity(self.config), self.config.llm.context]
+            return self._judge_identity()
         return model_fingerprint(Path(reranker)) if reranker and Path(reranker).exists() else reranker
+
+    def _judge_identity(self) -> Any:
+        """What a judgement depends on: the LLM, how much of a passage it reads, the prompts."""
+        llm = self.config.llm
+        prompts = [sha256_file(p) for p in sorted(prompting.PROMPTS.glob("judge.*.md"))]
+        return [generate.llm_identity(self.config), llm.seed, llm.context, prompts]
 
     def _held_out_sets(self) -> list[str]:
         """`eval` and `dev`, as far as there are questions for them."""

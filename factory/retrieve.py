@@ -15,7 +15,6 @@ from factory.progress import bar
 from factory.records import Pair, Passage, Split
 
 BLOCK = 1024  # questions worked on at once: bounds memory, and is one row group of the Parquet files
-SOURCES = ("dense", "bm25", "sparse")
 MOST_HIDDEN = 1000  # deeper than top_k by so much at most, where one question has so many answers
 Search = Callable[[int, int, int], tuple[np.ndarray, np.ndarray]]
 FUSION = 60  # reciprocal rank fusion's constant (Cormack, Clarke, Büttcher, SIGIR 2009)

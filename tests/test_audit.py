@@ -99,7 +99,10 @@ def test_every_planted_fault_is_found_at_its_line(tmp_path):
     rows[13]["neg"][0] = "很长" * 400  # line 14
     rows[14]["neg"][2] = "短"  # line 15
     rows[15]["neg"].pop()  # line 16
-    found = audit(write(tmp_path, rows))
+    path = write(tmp_path, rows)
+    found = audit(path)
+    path.write_text("\n\n" + path.read_text(encoding="utf-8"), encoding="utf-8")  # empty lines are lines, too
+    assert [f.line for f in audit(path).findings] == [f.line + 2 for f in found.findings]
     assert {(f.kind, f.line) for f in found.findings} == {
         ("negative-is-positive", 3),
         ("negative-copies-positive", 4),

@@ -93,3 +93,9 @@ def test_an_m3_model_adds_candidates_by_its_sparse_weights(tmp_path, pairs):
     assert table["sparse_rank"].null_count < len(table)
     counts = json.loads((tmp_path / "run" / "run.json").read_text())["stages"]["mine"]["counts"]
     assert counts["by sparse"] > 0 and counts["by bm25"] > 0
+
+
+def test_a_preset_by_dense_rank_needs_the_dense_search(tmp_path, pairs, minilm_en):
+    parts = {"mine": {"sources": ["bm25"]}, "choose": {"preset": "range"}}
+    with pytest.raises(InputError, match=r"mine\.sources: choose\.preset range goes by the dense search's ranks"):
+        build(config(pairs, minilm_en, "", **parts), tmp_path / "run", lambda _: None)

@@ -76,7 +76,7 @@ def test_the_judges_error_is_taken_out_of_a_share():
     assert (error.sensitivity, error.specificity) == (0.9, 0.8) and -1 < error.threshold < 1
     assert float(error.corrected(0.48)) == pytest.approx(0.4)
     assert float(error.corrected(0.1)) == 0 and float(error.corrected(1.0)) == 1
-    assert error.usable and not judge_error(own, own).usable
+    assert error.usable and not judge_error(own, own).usable and not judge_error(own, own[:0]).usable
     assert error.auc == pytest.approx(0.9 * 0.8 + 0.5 * (0.9 * 0.2 + 0.1 * 0.8))
 
 
