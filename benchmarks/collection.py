@@ -8,7 +8,6 @@ Each step is resumable: give the same command again. Prints the counts and secon
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -16,23 +15,18 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.common import collection_parser, parse
+
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("collection", type=Path, help="folder with corpus.jsonl, queries.jsonl, qrels/test.tsv")
-    p.add_argument("--model", type=Path, required=True, help="the base model's folder")
+    p = collection_parser(__doc__)
     p.add_argument("--llm", required=True, help="a GGUF file, or the URL of a server that runs")
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--passages", type=int, default=500, help="how many passages are asked about")
-    p.add_argument("--query-instruction", default="")
-    p.add_argument("--passage-instruction", default="")
     p.add_argument("--epochs", type=float, default=2)
     p.add_argument("--batch-size", type=int, default=16)
     p.add_argument("--group-size", type=int, default=2)
-    a = p.parse_args()
-    if not (a.collection / "corpus.jsonl").is_file():
-        sys.exit(f"skipped: no {a.collection}/corpus.jsonl")
-    a.out.mkdir(parents=True, exist_ok=True)
+    a = parse(p)
     instructions = {"query_instruction": a.query_instruction, "passage_instruction": a.passage_instruction}
     llm = {"serve": "endpoint", "url": a.llm} if a.llm.startswith("http") else {"serve": "llamacpp", "model": a.llm}
     factory = {

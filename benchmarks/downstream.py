@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from benchmarks.common import collection_parser, parse
 from benchmarks.miners import Negatives, Ours, Problem, at_random, hn_mine, sentence_transformers
 from factory.config import Config
 from factory.evaluate import evaluate
@@ -36,12 +37,8 @@ OURS = "ours, resolve"
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("collection", type=Path)
+    p = collection_parser(__doc__)
     p.add_argument("--run", type=Path, required=True)
-    p.add_argument("--model", type=Path, required=True)
-    p.add_argument("--query-instruction", default="")
-    p.add_argument("--passage-instruction", default="")
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--negatives", type=int, default=7)
     p.add_argument("--epochs", type=float, default=1)
@@ -50,10 +47,7 @@ def main() -> None:
     p.add_argument("--passage-max-length", type=int, default=256)
     p.add_argument("--learning-rate", type=float, default=3e-5)
     p.add_argument("--out", type=Path, required=True)
-    a = p.parse_args()
-    if not (a.collection / "corpus.jsonl").is_file():
-        sys.exit(f"skipped: no {a.collection}/corpus.jsonl")
-    a.out.mkdir(parents=True, exist_ok=True)
+    a = parse(p)
     problem, config = read_run(a)
     ours = Ours(problem, config, a.out, None, print)
     n = a.negatives

@@ -17,13 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.common import collection_parser, parse
 from benchmarks.miners import Negatives, Ours, Problem, at_random, hn_mine, sentence_transformers
 from factory.config import Config
 from factory.duplicates import near_duplicate_groups
@@ -38,21 +38,14 @@ DEPTHS = (7, 10, 14, 20, 30, 40, 60, 90, 130, 200, 300, 400)
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("collection", type=Path)
-    p.add_argument("--model", type=Path, required=True)
-    p.add_argument("--query-instruction", default="")
-    p.add_argument("--passage-instruction", default="")
+    p = collection_parser(__doc__)
     p.add_argument("--llm", default="", help="a GGUF file or an URL: judges candidates as in a build")
     p.add_argument("--labels", type=int, default=200)
     p.add_argument("--band", type=int, default=200)
     p.add_argument("--negatives", type=int, default=7)
     p.add_argument("--plant", action="store_true")
     p.add_argument("--out", type=Path, required=True, help="caches and result.json; not in the work tree")
-    a = p.parse_args()
-    if not (a.collection / "corpus.jsonl").is_file():
-        sys.exit(f"skipped: no {a.collection}/corpus.jsonl")
-    a.out.mkdir(parents=True, exist_ok=True)
+    a = parse(p)
     config = configuration(a)
     problem, hidden = read_problem(a, config)
     print(

@@ -7,15 +7,13 @@ Prints seconds and peak memory of each step in one run, and the share on top.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scoring import peak
+from benchmarks.common import collection_parser, parse, peak
 from factory.choose import Chooser, choose
 from factory.evalset import read_eval_set
 from factory.hybrid import Scorer, score
@@ -31,16 +29,10 @@ TOP_K = 100
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("collection", type=Path)
-    p.add_argument("--model", type=Path, required=True)
-    p.add_argument("--query-instruction", default="")
-    p.add_argument("--passage-instruction", default="")
+    p = collection_parser(__doc__)
     p.add_argument("--queries", type=int, default=2000)
     p.add_argument("--device", default="auto")
-    a = p.parse_args()
-    if not (a.collection / "corpus.jsonl").is_file():
-        sys.exit(f"skipped: no {a.collection}/corpus.jsonl")
+    a = parse(p)
     data = read_eval_set(a.collection)
     targets = [Target(f"t{i}", t, f"t{i}", "train", f"t{i}") for i, t in enumerate(data.passages)]
     pairs = [

@@ -12,15 +12,13 @@ Measured, in one run on one machine:
 
 from __future__ import annotations
 
-import argparse
-import resource
-import sys
 import time
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 
+from benchmarks.common import collection_parser, parse, peak
 from factory import hybrid
 from factory.hybrid import Scorer
 from factory.lexical import edit_dist, lcs_score, token_jaccard
@@ -31,14 +29,11 @@ LENGTH = 300
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("collection", type=Path)
+    p = collection_parser(__doc__, model=False)
     p.add_argument("--queries", type=int, default=200_000)
     p.add_argument("--candidates", type=int, default=10)
     p.add_argument("--sample", type=int, default=30, help="pairs of each kind for plain Python")
-    a = p.parse_args()
-    if not (a.collection / "corpus.jsonl").is_file():
-        sys.exit(f"skipped: no {a.collection}/corpus.jsonl")
+    a = parse(p)
     pairs, targets = made_up(a.collection, a.queries)
     n = len(pairs) * a.candidates
     rng = np.random.default_rng(0)
@@ -145,11 +140,6 @@ def plain_python(keys: list[tuple[list[str], list[str]]], sample: int) -> float:
             words = {a[i : i + 2] for i in range(len(a))}, {b[i : i + 2] for i in range(len(b))}
             len(words[0] & words[1]) / max(len(words[0] | words[1]), 1)
     return (time.monotonic() - started) / (4 * sample)
-
-
-def peak() -> float:
-    """GiB of memory that this process has held at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
 
 
 if __name__ == "__main__":
