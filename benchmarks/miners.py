@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from factory.choose import Chooser
 from factory.config import Config
+from factory.evidence import Evidence, learn
 from factory.hybrid import Scorer
 from factory.indexes import BM25Index, DenseIndex
 from factory.judging import Probabilities, judge_candidates
@@ -132,14 +133,16 @@ class Ours:
         scorer = Scorer(p.pairs, p.targets, p.queries, p.answers)
         blocks = mine(p.pairs, p.targets, p.queries, p.answers, searches, config.mine.top_k)
         self.blocks = [scorer.table(block) for block in blocks]
+        path = scratch / "scores.parquet"
+        write_blocks(path, self.blocks)
+        learnt = learn(path, len(p.pairs), config.mine.top_k)
+        self.evidence = None if isinstance(learnt, str) else learnt
+        self.probability: Probabilities | Evidence | None = self.evidence
         self.outcome = None
-        self.probability: Probabilities | None = None
         if judge:
-            path = scratch / "scores.parquet"
-            write_blocks(path, self.blocks)
-            self.outcome = judge_candidates(path, p.pairs, p.targets, config, judge, say)
+            self.outcome = judge_candidates(path, p.pairs, p.targets, config, judge, say, self.evidence)
             if not isinstance(self.outcome.model, str):
-                self.probability = Probabilities(self.outcome.model, self.outcome.table(path))
+                self.probability = Probabilities(self.outcome.model, self.outcome.table(path), self.evidence)
 
     def choose(self, n: int, seed: int, **choose: Any) -> Negatives:
         settings = ChooseConfig.model_validate({"negatives": n} | choose)

@@ -9,7 +9,7 @@ positive that nobody labelled: one with other white space and punctuation, one w
 
 An easy negative is seldom false, so every other miner is compared with ours at its own hardness: the mean margin,
 cos(query, positive) − cos(query, negative), over the *true* negatives of each. Queries are evaluation data: nothing
-here is tuned on them. With --llm the LLM judges, as in a build; without it the ceiling on the cosine works alone.
+here is tuned on them. With --llm the LLM judges, as in a build; without it what the pairs teach decides.
 """
 
 from __future__ import annotations
@@ -34,18 +34,16 @@ from factory.retrieve import Target
 from factory.workspace import write_json
 
 SEEDS = (1, 2, 3)
-DEPTHS = (7, 10, 14, 20, 30, 40, 60, 90, 130, 200, 300, 400)
+# Ours from hard to easy: what is refused (reject_at), then how deep is drawn from (depth)
+DIAL = [
+    *((0.1, d) for d in (7, 10, 14, 20, 30)),
+    *((p, 40) for p in (0.1, 0.05, 0.03, 0.02, 0.01, 0.005)),
+    *((0.005, d) for d in (60, 90, 130, 200, 300, 400)),
+]
 
 
 def main() -> None:
-    p = collection_parser(__doc__)
-    p.add_argument("--llm", default="", help="a GGUF file or an URL: judges candidates as in a build")
-    p.add_argument("--labels", type=int, default=200)
-    p.add_argument("--band", type=int, default=200)
-    p.add_argument("--negatives", type=int, default=7)
-    p.add_argument("--plant", action="store_true")
-    p.add_argument("--out", type=Path, required=True, help="caches and result.json; not in the work tree")
-    a = parse(p)
+    a = arguments(__doc__)
     config = configuration(a)
     problem, hidden = read_problem(a, config)
     print(
@@ -64,14 +62,27 @@ def main() -> None:
         "ours, resolve": lambda s: ours.choose(n, s),
     }
     rows = {name: measure(problem, hidden, [miner(s) for s in SEEDS]) for name, miner in miners.items()}
-    curve = [measure(problem, hidden, [ours.choose(n, s, depth=d) for s in SEEDS]) | {"depth": d} for d in DEPTHS]
+    curve = [
+        measure(problem, hidden, [ours.choose(n, s, reject_at=p, depth=d) for s in SEEDS])
+        | {"reject_at": p, "depth": d}
+        for p, d in DIAL
+    ]
     print(f"\n{'miner':24} {'margin':>8} {'rank':>7} {'false':>8}   ours at that margin")
     for name, row in rows.items():
         equal = at_margin(curve, row["margin"])
         row["ours at equal margin"] = equal
         said = "out of reach" if equal is None else f"{100 * equal:.2f} %" + ratio(equal, row["false"])
         print(f"{name:24} {row['margin']:8.3f} {row['rank']:7.0f} {100 * row['false']:7.2f} %   {said}")
-    print("\nours by depth: " + ", ".join(f"{c['depth']}: {c['margin']:.3f} {100 * c['false']:.2f} %" for c in curve))
+    print("\nours by reject_at and depth: margin, false")
+    for c in curve:
+        print(f"  {c['reject_at']:.2f} {c['depth']:4d}  {c['margin']:.3f} {100 * c['false']:6.2f} %")
+    if ours.evidence:
+        e = ours.evidence
+        print(
+            f"\nevidence from {e.questions} pairs: held-out AUC {e.auc:.3f}, labelled share {e.labelled:.2f}",
+            *e.in_words(),
+            sep="\n  ",
+        )
     result: dict[str, Any] = {"miners": rows, "curve": curve, "queries": len(problem.pairs)}
     if ours.outcome:
         result["judge"] = ours.outcome.error.model_dump()
@@ -81,6 +92,18 @@ def main() -> None:
         if not isinstance(ours.outcome.model, str):
             print(*ours.outcome.model.in_words()[:8], sep="\n")
     write_json(a.out / "result.json", result)
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    p = collection_parser(description)
+    p.add_argument("--llm", default="", help="a GGUF file or an URL: judges candidates as in a build")
+    p.add_argument("--labels", type=int, default=200)
+    p.add_argument("--band", type=int, default=200)
+    p.add_argument("--controls", type=int, default=50)
+    p.add_argument("--negatives", type=int, default=7)
+    p.add_argument("--plant", action="store_true")
+    p.add_argument("--out", type=Path, required=True, help="caches and result.json; not in the work tree")
+    return parse(p)
 
 
 def configuration(a: argparse.Namespace) -> Config:
@@ -93,8 +116,8 @@ def configuration(a: argparse.Namespace) -> Config:
             "passage_instruction": a.passage_instruction,
         },
         "llm": llm | {"context": 1536},
-        "mine": {"top_k": max(DEPTHS)},
-        "judge": {"labels": a.labels, "band": a.band},
+        "mine": {"top_k": max(d for _, d in DIAL)},
+        "judge": {"labels": a.labels, "band": a.band, "controls": a.controls},
     }
     return Config.model_validate(settings)
 

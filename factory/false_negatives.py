@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from factory.hybrid import MEASURES, SIDES
+from factory.linear import Linear, Standard, sigmoid
 from factory.presets import Columns, closeness
 from factory.settings import Part
 from factory.workspace import write_json
@@ -56,20 +57,9 @@ class Bin(Part):
     count: int
 
 
-class Coefficient(Part):
-    """`weight` is per standard deviation of the feature: e to its power is what one deviation does to the odds."""
-
-    feature: str
-    mean: float
-    scale: float
-    weight: float
-
-
-class FalseNegativeModel(Part):
+class FalseNegativeModel(Linear):
     """What the judge would say of a candidate, as a probability, and what that is worth."""
 
-    coefficients: tuple[Coefficient, ...]
-    intercept: float
     judge: JudgeError
     labels: int
     yes: int
@@ -81,11 +71,7 @@ class FalseNegativeModel(Part):
 
     def says_yes(self, columns: Columns) -> np.ndarray:
         """Probability that the judge says yes, (rows,)."""
-        x = features(columns)
-        logits = np.full(len(columns["score"]), self.intercept)
-        for c in self.coefficients:
-            logits += c.weight * (np.where(np.isnan(x[c.feature]), c.mean, x[c.feature]) - c.mean) / c.scale
-        return np.asarray(1 / (1 + np.exp(-np.clip(logits, -60, 60))))
+        return sigmoid(self.logits(features(columns)))
 
     def probability(self, columns: Columns) -> np.ndarray:
         """Probability that the candidate answers the question: `says_yes`, corrected for the judge's error."""
@@ -97,15 +83,6 @@ class FalseNegativeModel(Part):
         f = np.where(yes, 1 - self.judge.specificity, self.judge.specificity)
         prior = np.clip(prior, 0.001, 0.999)
         return np.asarray(prior * s / (prior * s + (1 - prior) * f))
-
-    def in_words(self) -> list[str]:
-        """The coefficients as sentences, the heaviest first."""
-        heavy = sorted(self.coefficients, key=lambda c: -abs(c.weight))
-        return [
-            f"{c.feature} higher by {c.scale:.3g} multiplies the odds that the candidate answers the question by {np.exp(c.weight):.2f}"
-            for c in heavy
-            if abs(c.weight) >= 0.01
-        ]
 
     def save(self, path: Path) -> None:
         write_json(path, self.model_dump(mode="json") | {"in_words": self.in_words()})
@@ -122,9 +99,10 @@ def load_model(path: Path) -> FalseNegativeModel | None:
 def features(columns: Columns) -> Columns:
     """What the regression sees of each candidate; NaN, where there is no such value, becomes the mean.
 
-    The sixteen hybrid features, `closeness` (0 a chance pair's cosine, 1 the positive's), `likeness_gap` (words shared
-    with the question, more than the positive's), `answer_found`, whether each search found it high (1 / rank, 0 if not
-    found), and the reranker's logit minus the positive's.
+    The sixteen hybrid features, `evidence` (the log-odds that the pairs alone give, see evidence.py), `closeness` (0 a
+    chance pair's cosine, 1 the positive's), `likeness_gap` (words shared with the question, more than the positive's),
+    `answer_found`, whether each search found it high (1 / rank, 0 if not found), and the reranker's logit minus the
+    positive's.
     """
     found = {f"{side}_{measure}": columns[f"{side}_{measure}"] for side in SIDES for measure in MEASURES}
     found["closeness"] = np.clip(closeness(columns), -2, 3)
@@ -133,6 +111,8 @@ def features(columns: Columns) -> Columns:
     for source in ("dense", "bm25", "sparse"):
         if f"{source}_rank" in columns:
             found[f"{source}_found"] = np.nan_to_num(1 / columns[f"{source}_rank"])
+    if "evidence" in columns:
+        found["evidence"] = columns["evidence"]
     found["rerank_gap"] = columns["rerank_score"] - columns["positive_rerank_score"]
     return found
 
@@ -187,13 +167,8 @@ def fit(
     from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
     from sklearn.model_selection import GroupKFold
 
-    found = features(columns)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a column without any value
-        names = [name for name, values in found.items() if np.nanstd(values) > 1e-9]
-    means = {name: float(np.nanmean(found[name])) for name in names}
-    scales = {name: float(np.nanstd(found[name])) for name in names}
-    x = np.column_stack([np.nan_to_num((found[n] - means[n]) / scales[n]) for n in names])
+    standard = Standard(features(columns))
+    x = standard.x
     weights = weights / weights.mean()
     folds = list(GroupKFold(min(FOLDS, len(set(questions)))).split(x, yes, questions))
 
@@ -210,19 +185,16 @@ def fit(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tried = {c: held_out(c) for c in STRENGTHS}
-        losses = {c: log_loss(yes, _sigmoid(z), sample_weight=weights, labels=[False, True]) for c, z in tried.items()}
+        losses = {c: log_loss(yes, sigmoid(z), sample_weight=weights, labels=[False, True]) for c, z in tried.items()}
         strength = min(losses, key=losses.__getitem__)
         # Platt's scaling on the held-out logits: what the folds show to be over-confident is flattened
         platt = LogisticRegression(C=1e6, max_iter=2000).fit(tried[strength][:, None], yes, weights)
         slope, shift = float(platt.coef_[0, 0]), float(platt.intercept_[0])
         slope = max(slope, 0.0)
         model = LogisticRegression(C=strength, max_iter=2000).fit(x, yes, weights)
-    calibrated = _sigmoid(slope * tried[strength] + shift)
+    calibrated = sigmoid(slope * tried[strength] + shift)
     return FalseNegativeModel(
-        coefficients=tuple(
-            Coefficient(feature=n, mean=means[n], scale=scales[n], weight=slope * float(w))
-            for n, w in zip(names, model.coef_[0], strict=True)
-        ),
+        coefficients=standard.coefficients(slope * model.coef_[0]),
         intercept=slope * float(model.intercept_[0]) + shift,
         judge=judge,
         labels=len(yes),
@@ -244,7 +216,3 @@ def reliability(predicted: np.ndarray, yes: np.ndarray, weights: np.ndarray) -> 
         p, o = np.average(predicted[rows], weights=w), np.average(yes[rows], weights=w)
         bins.append(Bin(predicted=float(p), observed=float(o), count=len(rows)))
     return bins
-
-
-def _sigmoid(z: np.ndarray) -> np.ndarray:
-    return np.asarray(1 / (1 + np.exp(-np.clip(z, -60, 60))))

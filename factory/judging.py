@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from factory.config import Config
+from factory.evidence import Evidence, with_evidence
 from factory.false_negatives import FalseNegativeModel, JudgeError, fit, judge_error
 from factory.models import Reranker
 from factory.presets import Columns, closeness, columns_of
@@ -55,6 +57,7 @@ def judge_candidates(
     config: Config,
     judge: Reranker,
     say: Callable[[str], None],
+    evidence: Evidence | None = None,
 ) -> Outcome:
     """Judge controls, then a stratified sample, fit the model, then spend `judge.band` where it is least sure.
 
@@ -82,12 +85,12 @@ def judge_candidates(
     sample, weights = stratified(near, jaccard, c.labels, config.seed)
     logits = ask(rows[sample])
     judged = Judged(rows[sample], logits, ["sample"] * len(sample))
-    columns = columns_of(take(scores, rows[sample]))
+    columns = with_evidence(columns_of(take(scores, rows[sample])), evidence)
     questions = take(scores, rows[sample], ["pair_id"])["pair_id"].to_pylist()
     model = fit(columns, logits >= error.threshold, weights, questions, error)
     if isinstance(model, str):
         return Outcome(judged, error, model)
-    band = unsure(scores, np.setdiff1d(rows, rows[sample]), model, config.choose.reject_at)[: c.band]
+    band = unsure(scores, np.setdiff1d(rows, rows[sample]), model, config.choose.reject_at, evidence)[: c.band]
     if len(band):
         judged = Judged(np.r_[judged.rows, band], np.r_[logits, ask(band)], judged.purpose + ["least sure"] * len(band))
     return Outcome(judged, error, model)
@@ -114,14 +117,16 @@ def controls(
 
 def eligible(scores: Path, config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(closeness, Jaccard with the positive, row number) of what could be drawn: no near-copies, and of each question
-    the first 2 × `choose.depth` by rank, since rejections let deeper ones move up."""
+    the first 2 × `choose.depth` of its hardest, since rejections let deeper ones move up."""
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     wanted = ["rank", "score", "positive_score", "chance_score", "answer_tgt_answer_jaccard"]
+    ranks = [n for n in ("dense_rank", "sparse_rank") if n in pq.ParquetFile(scores).schema_arrow.names]
     at = 0
-    for block in row_groups(scores, wanted):
+    for block in row_groups(scores, [*wanted, *ranks]):
         columns = columns_of(block)
         jaccard = columns["answer_tgt_answer_jaccard"]
-        good = (jaccard < config.choose.near_copy) & (columns["rank"] <= 2 * config.choose.depth)
+        rank = np.fmin.reduce([columns[n] for n in ranks or ["rank"]])
+        good = (jaccard < config.choose.near_copy) & (rank <= 2 * config.choose.depth)
         found.append((closeness(columns)[good], jaccard[good], at + np.flatnonzero(good)))
         at += len(block)
     near, jaccard, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -144,13 +149,15 @@ def stratified(near: np.ndarray, jaccard: np.ndarray, n: int, seed: int) -> tupl
     return np.concatenate(drawn), np.concatenate(weights)
 
 
-def unsure(scores: Path, rows: np.ndarray, model: FalseNegativeModel, threshold: float) -> np.ndarray:
+def unsure(
+    scores: Path, rows: np.ndarray, model: FalseNegativeModel, threshold: float, evidence: Evidence | None
+) -> np.ndarray:
     """The row numbers, those first whose probability is nearest to the threshold (in log-odds)."""
     found = []
     at = 0
     for block in row_groups(scores):
         here = rows[(rows >= at) & (rows < at + len(block))]
-        columns = columns_of(block.take(pa.array(here - at)))
+        columns = with_evidence(columns_of(block.take(pa.array(here - at))), evidence)
         found.append((here, model.probability(columns)))
         at += len(block)
     places, p = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -163,13 +170,13 @@ def unsure(scores: Path, rows: np.ndarray, model: FalseNegativeModel, threshold:
 class Probabilities:
     """For `Chooser`: each candidate's probability of answering, with the judge's word taken in where it gave one."""
 
-    def __init__(self, model: FalseNegativeModel, judgements: pa.Table):
-        self.model = model
+    def __init__(self, model: FalseNegativeModel, judgements: pa.Table, evidence: Evidence | None = None):
+        self.model, self.evidence = model, evidence
         names = ("pair_id", "candidate_id", "yes")
         self._said = {(p, c): yes for p, c, yes in zip(*(judgements[n].to_pylist() for n in names), strict=True)}
 
     def __call__(self, scores: pa.Table, columns: Columns) -> Columns:
-        p = self.model.probability(columns)
+        p = self.model.probability(with_evidence(columns, self.evidence))
         keys = zip(scores["pair_id"].to_pylist(), scores["candidate_id"].to_pylist(), strict=True)
         said = np.array([self._said.get(key, -1) for key in keys], np.float64)
         judged = said >= 0

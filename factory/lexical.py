@@ -3,22 +3,21 @@
     lcs_score(["焊接裂纹"], ["焊接气孔"])      # [0.5]
 
 Every function takes two lists of equal length and compares them pair by pair, on all cores. LCS and edit
-distance count characters (Unicode code points); Jaccard counts words of `tokens`, so that it means the same
+distance count characters (Unicode code points); Jaccard counts words of `tokens.tokens`, so that it means the same
 for Chinese, English and a mixture. Two empty texts are equal: LCS 1, edit distance 0, Jaccard 1.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from factory.tokens import tokens
+from factory.word_sets import WordSets
 
-KEPT = 50_000  # texts whose words are remembered between calls: 8 bytes a word, 120 MB at 300 words a text
+_WORDS = WordSets()
 
 
 def lcs_score(left: Sequence[str], right: Sequence[str]) -> np.ndarray:
@@ -54,35 +53,10 @@ def token_jaccard(left: Sequence[str], right: Sequence[str]) -> np.ndarray:
     if not len(left):
         return np.zeros(0, np.float32)
     texts = {text: i for i, text in enumerate(dict.fromkeys([*left, *right]))}
-    words = [_WORDS.of(text) for text in texts]
-    ends = np.cumsum([0, *(len(w) for w in words)], dtype=np.int64)
+    words, ends = _WORDS.of(list(texts))
     a = np.fromiter((texts[t] for t in left), np.int64, len(left))
     b = np.fromiter((texts[t] for t in right), np.int64, len(right))
-    return np.asarray(_jaccard_of_sorted()(np.concatenate(words), ends, a, b))
-
-
-class _Words:
-    """The distinct words of a text as a sorted array of 64-bit hashes; the last `KEPT` texts are remembered.
-
-    Two of a million words share a hash once in 40 million corpora, so that counting hashes is counting words.
-    """
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[str, np.ndarray] = OrderedDict()
-
-    def of(self, text: str) -> np.ndarray:
-        found = self._known.get(text)
-        if found is None:
-            distinct = set(tokens(text))
-            found = np.fromiter(map(hash, distinct), np.int64, len(distinct))
-            found.sort()
-            self._known[text] = found
-            if len(self._known) > KEPT:
-                self._known.popitem(last=False)
-        return found
-
-
-_WORDS = _Words()
+    return np.asarray(_jaccard_of_sorted()(words, ends, a, b))
 
 
 @lru_cache(maxsize=1)

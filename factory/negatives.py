@@ -13,16 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factory import choose, hybrid, retrieve
+from factory import choose, evidence, hybrid, retrieve
 from factory.config import Config
 from factory.indexes import BM25Index, DenseIndex, SparseIndex
 from factory.models import Encoder, Reranker, load_reranker
 from factory.records import Dropped, InputError, Pair, Passage
 from factory.tables import count, everything, row_groups, write_blocks
-from factory.workspace import Outcome, Workspace
+from factory.workspace import Outcome, Workspace, write_json
 
 CANDIDATES, SCORES, DECISIONS = "5-candidates.parquet", "6-scores.parquet", "7-decisions.parquet"
-JUDGEMENTS, MODEL = "6-judgements.parquet", "false-negative-model.json"
+EVIDENCE, JUDGEMENTS, MODEL = "evidence-model.json", "6-judgements.parquet", "false-negative-model.json"
 
 
 def sources_of(config: Config, encoder: Encoder) -> list[str]:
@@ -100,6 +100,11 @@ class Negatives:
         if self.config.score.reranker:
             read = sum(len(b) - b["rerank_score"].null_count for b in row_groups(path, ["rerank_score"]))
             counts["read by the reranker"] = read
+        learnt = evidence.learn(path, len(self.pairs), self.config.mine.top_k)
+        if isinstance(learnt, str):
+            write_json(self.ws.path(EVIDENCE), {"missing": learnt})
+        else:
+            learnt.save(self.ws.path(EVIDENCE))
         return Outcome(rows, rows, [], counts)
 
     def judge(self) -> Outcome:
@@ -109,15 +114,13 @@ class Negatives:
             from factory.judge import LLMJudge
 
             found = judge_candidates(
-                self.ws.path(SCORES), self.pairs, self.targets, self.config, LLMJudge(llm), self.say
+                self.ws.path(SCORES), self.pairs, self.targets, self.config, LLMJudge(llm), self.say, self._evidence
             )
         judgements = found.table(self.ws.path(SCORES))
         write_blocks(self.ws.path(JUDGEMENTS), [judgements])
         path = self.ws.path(MODEL)
         if isinstance(found.model, str):
-            from factory.workspace import write_json
-
-            self.say(f"no model of false negatives: {found.model}; the ceiling on the cosine decides")
+            self.say(f"no model of false negatives: {found.model}; what the pairs themselves teach decides")
             write_json(path, {"missing": found.model, "judge": found.error.model_dump(mode="json")})
         else:
             found.model.save(path)
@@ -142,13 +145,21 @@ class Negatives:
         return everything(path) if self.config.choose.preset == "rules" else row_groups(path)
 
     def _probabilities(self) -> Any:
-        if self.config.choose.preset != "resolve" or not judges(self.config):
+        if self.config.choose.preset != "resolve":
             return None
+        if not judges(self.config):
+            return self._evidence
         from factory.false_negatives import load_model
         from factory.judging import Probabilities
 
         model = load_model(self.ws.path(MODEL))
-        return Probabilities(model, pq.read_table(self.ws.path(JUDGEMENTS))) if model else None
+        if not model:
+            return self._evidence
+        return Probabilities(model, pq.read_table(self.ws.path(JUDGEMENTS)), self._evidence)
+
+    @property
+    def _evidence(self) -> evidence.Evidence | None:
+        return evidence.load(self.ws.path(EVIDENCE))
 
     def _searches(self) -> dict[str, retrieve.Search]:
         """For each source what answers the pairs [start, end) to a depth."""

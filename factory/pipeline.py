@@ -10,7 +10,7 @@ from typing import Any
 from factory import documents, export, generate, passages, prompting, quality
 from factory.config import Config
 from factory.models import CachedEncoder, Encoder, load_encoder, model_fingerprint
-from factory.negatives import CANDIDATES, DECISIONS, JUDGEMENTS, MODEL, SCORES, Negatives, judges
+from factory.negatives import CANDIDATES, DECISIONS, EVIDENCE, JUDGEMENTS, MODEL, SCORES, Negatives, judges
 from factory.questions import read_questions
 from factory.records import Document, InputError, Pair, Passage, read_records
 from factory.tables import row_groups
@@ -90,10 +90,10 @@ class Build:
             "score",
             negatives.score,
             inputs=[PASSAGES, KEPT, CANDIDATES],
-            outputs=[SCORES],
-            rests_on=[reranker, encoder],
+            outputs=[SCORES, EVIDENCE],
+            rests_on=[reranker, encoder, c.mine.top_k],
         )
-        inputs = [PASSAGES, KEPT, SCORES]
+        inputs = [PASSAGES, KEPT, SCORES, EVIDENCE]
         if judges(c):
             drawn_from = [c.choose.near_copy, c.choose.depth, c.choose.reject_at]
             stage(
@@ -104,6 +104,8 @@ class Build:
                 rests_on=[c.judge, self._judge_identity(), c.seed, drawn_from],
             )
             inputs = [*inputs, JUDGEMENTS, MODEL]
+        else:
+            self.ws.forget("judge")
         stage("choose", negatives.choose, inputs=inputs, outputs=[DECISIONS], rests_on=[c.choose, c.seed])
         sets = [
             f"{name}/{file}"

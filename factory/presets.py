@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from factory.retrieve import FUSION
 from factory.settings import ChooseConfig
 from factory.tables import TEXTS
 
@@ -60,27 +61,31 @@ def closeness(columns: Columns) -> np.ndarray:
 
 
 def resolve(columns: Columns, config: ChooseConfig) -> Verdict:
-    """No copies of the positive; then, with a judge, nothing whose probability of answering reaches `reject_at`
-    (a judged one from `promote_at` on becomes a positive); without one, nothing above the ceiling
-    `chance + ceiling × (positive − chance)`: NV-Retriever's share counted from the score of an unrelated pair, so that
-    it means the same for an encoder whose cosines all lie near 0.8 and for one with negative scores; and nothing that
-    holds the question's own answer word for word, as in DPR (arXiv 2004.04906)."""
+    """No copies of the positive, nothing whose own question is nearly this one, and nothing whose probability of answering reaches `reject_at`; of the others the
+    hardest. With a judge the probability is what it taught, and a judged one from `promote_at` on becomes a positive.
+    Without one it is what the pairs taught (evidence.py), and then nothing either that holds the question's own answer
+    word for word, as in DPR (arXiv 2004.04906), nor above the ceiling `chance + ceiling × (positive − chance)`:
+    NV-Retriever's share counted from the score of an unrelated pair, so that it means the same for an encoder whose
+    cosines all lie near 0.8 and for one with negative scores."""
     n = len(columns["score"])
     promoted = np.zeros(n, bool)
     copy = columns["answer_tgt_answer_jaccard"] >= config.near_copy
     refused: list[tuple[np.ndarray, str]] = [(copy, "near-copy-of-the-positive")]
-    if "probability" in columns:
+    refused.append((columns["query_tgt_query_jaccard"] >= config.near_copy, "answers-nearly-the-same-question"))
+    if "judged" in columns:
         p, read = columns["probability"], columns["judged"] > 0
         promoted = ~copy & read & (p >= config.promote_at) & (config.promote_at < 1)
         refused.append((promoted, "judged-to-answer"))
         refused.append((read & (p >= config.reject_at), "judged-to-answer-perhaps"))
         refused.append((p >= config.reject_at, "probably-answers"))
     else:
+        if "probability" in columns:
+            refused.append((columns["probability"] >= config.reject_at, "probably-answers"))
         refused.append((closeness(columns) > config.ceiling, "above-the-ceiling"))
         refused.append((columns["answer_found"] > 0, "holds-the-answer"))
         refused.append((columns["rerank_score"] >= columns["positive_rerank_score"], "reranker-prefers-it"))
     refused += _unread(columns)
-    return Verdict(_first_reason(refused, n), promoted, np.zeros(n, bool))
+    return Verdict(_first_reason(refused, n), promoted, np.zeros(n, bool), by_hardness(columns))
 
 
 def perc(columns: Columns, config: ChooseConfig) -> Verdict:
@@ -122,6 +127,15 @@ def window(columns: Columns, config: ChooseConfig) -> Verdict:
     ]
     reasons = _first_reason(refused, len(distance))
     return Verdict(reasons, np.zeros(len(distance), bool), distance > config.window[1], "dense_rank", "all")
+
+
+def by_hardness(columns: Columns) -> str:
+    """What the model to be trained confuses most: its own searches' ranks, fused. BM25 is not the model's, and only
+    decides among what they did not find."""
+    ranks = [columns[name] for name in ("dense_rank", "sparse_rank") if name in columns]
+    fused = sum((np.nan_to_num(1 / (FUSION + rank)) for rank in ranks), np.zeros(len(columns["rank"])))
+    columns["hardness"] = np.where(fused > 0, -fused, columns["rank"])
+    return "hardness"
 
 
 def _by_cosine(columns: Columns) -> str:

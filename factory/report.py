@@ -32,7 +32,8 @@ STEPS = (
 def write_report(run_folder: Path) -> Path:
     """Write `report.html` in a run's folder from what lies there; a part that is missing is named in the page.
 
-    It reads run.json, dropped/*.jsonl, train.jsonl, false-negative-model.json and evaluation.json. The same files give the same bytes.
+    It reads run.json, dropped/*.jsonl, train.jsonl, evaluation.json and what was learnt of false negatives. The same
+    files give the same bytes.
 
     Raises:
         InputError: no such folder, or one of these files is not valid JSON.
@@ -64,6 +65,7 @@ def write_report(run_folder: Path) -> Path:
         samples=samples,
         histogram=_histogram(lengths),
         evaluation=_evaluation(_json(run_folder / "evaluation.json")),
+        evidence=_odds(_json(run_folder / "evidence-model.json")),
         false_negatives=_false_negatives(_json(run_folder / "false-negative-model.json"))
         if "judge" in stages
         else None,
@@ -184,8 +186,8 @@ def _histogram(lengths: list[int]) -> dict[str, Any] | None:
     return {"bars": bars, "low": low, "median": int(np.median(lengths)), "high": high, "count": len(lengths)}
 
 
-def _false_negatives(model: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The learnt model as the page shows it: the heaviest features with what a standard deviation does to the odds."""
+def _odds(model: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A learnt model as the page shows it: the heaviest features with what a standard deviation does to the odds."""
     if not model or "missing" in model:
         return dict(model) or None
     heavy = sorted(model["coefficients"], key=lambda c: -abs(c["weight"]))[:FEATURES]
@@ -195,8 +197,15 @@ def _false_negatives(model: Mapping[str, Any]) -> dict[str, Any] | None:
         for c in heavy
         if abs(c["weight"]) >= 0.01
     ]
+    return dict(model) | {"contributions": shown, "missing": ""}
+
+
+def _false_negatives(model: Mapping[str, Any]) -> dict[str, Any] | None:
+    shown = _odds(model)
+    if not shown or shown["missing"]:
+        return shown
     bins = [b | {"count_": b["count"]} for b in model["reliability"]]  # `count` is a method in a template
-    return dict(model) | {"contributions": shown, "reliability": bins, "missing": ""}
+    return shown | {"reliability": bins}
 
 
 def _evaluation(e: Mapping[str, Any]) -> dict[str, Any] | None:

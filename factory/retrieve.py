@@ -125,6 +125,13 @@ class Exclusions:
                 good[i] &= ~np.isin(self.group[safe[i]], kin)
         return good
 
+    def rank_of_own(self, first: int, rows: np.ndarray) -> np.ndarray:
+        """At which rank (from 1) each question's own target, or a copy of it, was found; 0 where it was not. Arguments
+        as in `allowed`."""
+        group = self.group[self.positive[first : first + len(rows), None]]
+        same = (rows >= 0) & (self.group[np.where(rows >= 0, rows, 0)] == group)
+        return np.where(same.any(axis=1), same.argmax(axis=1) + 1, 0).astype(np.int32)
+
 
 def _kinship(pair: Pair) -> list[tuple[str, ...]]:
     keys: list[tuple[str, ...]] = [("question", pair.query.strip().lower())]
@@ -145,7 +152,8 @@ def mine(
 
     A pair's candidates are the first `top_k` of each source that `Exclusions` allows. Columns: `pair_id`,
     `candidate_id`, `rank` (from 1, in the fused order), `score` (cosine of question and candidate, whatever found
-    it), and for each source `<source>_rank` and `<source>_score`, null where it did not find the candidate.
+    it), and for each source `<source>_rank` and `<source>_score`, null where it did not find the candidate, and
+    `positive_<source>_rank`, the rank it gives to the question's own target, null where that is deeper than it looked.
 
     Args:
         queries: (pairs, d), vectors: (targets, d), both float32 with rows of length 1.
@@ -158,10 +166,11 @@ def mine(
     with bar("mine", "question", len(pairs)) as shown:
         for start in range(0, len(pairs), BLOCK):
             end = min(start + BLOCK, len(pairs))
-            found = {}
+            found, own = {}, {}
             for source, search in searches.items():
                 scores, rows = search(start, end, top_k + never.most)
                 good = never.allowed(start, rows)
+                own[source] = never.rank_of_own(start, rows)
                 ranks = np.where(good, np.cumsum(good, axis=1), 0)
                 kept = np.nonzero(good & (ranks <= top_k))
                 found[source] = (kept[0] * len(targets) + rows[kept], ranks[kept], scores[kept])
@@ -174,6 +183,7 @@ def mine(
                 fused[at] += 1 / (FUSION + rank)
                 columns[f"{source}_rank"] = _placed(at, rank, len(keys), np.int32)
                 columns[f"{source}_score"] = _placed(at, score, len(keys), np.float32)
+                columns[f"positive_{source}_rank"] = pa.array(own[source][question], mask=own[source][question] == 0)
             order = np.lexsort((target, -fused, question))
             question, target = question[order], target[order]
             firsts = np.searchsorted(question, question)

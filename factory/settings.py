@@ -224,16 +224,19 @@ class ChooseConfig(Part):
     )
     ceiling: Fraction = Field(
         0.95,
-        description="resolve without a judge: a negative's score may reach this share of the positive's, both counted from "
+        description="resolve without a judge: a negative's score may at most reach this share of the positive's, both counted from "
         "the score of a chance pair; perc: this share of the positive's score (TopK-PercPos, arXiv 2407.15831)",
     )
     margin: float = Field(
         0.05, ge=0, description="margin: how far a negative's cosine stays below the positive's (TopK-MarginPos)"
     )
-    near_copy: Fraction = Field(0.8, description="Jaccard with the positive above which a candidate is a copy of it")
+    near_copy: Fraction = Field(
+        0.8, description="Jaccard with the positive from which a candidate is a copy of it; the same for questions"
+    )
     reject_at: Fraction = Field(
-        0.3,
-        description="resolve with a judge: probability of answering the question from which a candidate is no negative",
+        0.1,
+        description="resolve: probability of answering the question from which a candidate is no negative; candidates "
+        "abound, so that strictness costs little",
     )
     promote_at: Fraction = Field(
         0.95, description="resolve with a judge: probability from which a judged candidate becomes a positive; 1 never"

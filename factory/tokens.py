@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
+
+import numpy as np
 
 # Scripts written without spaces (Han, kana, Hangul) are one run; of the rest, letters and digits are.
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003134f"
@@ -30,6 +33,16 @@ def tokens(text: str) -> list[str]:
         else:
             found.append(run)
     return found
+
+
+@lru_cache(maxsize=1)
+def classes() -> np.ndarray:
+    """What each code point is in `tokens`: 0 no part of a word, 1 of a word or number, 2 of a run without spaces."""
+    every = "".join(map(chr, range(sys.maxunicode + 1)))
+    kinds = np.zeros(len(every), np.uint8)
+    for match in _RUN.finditer(every):
+        kinds[match.start() : match.end()] = 2 if match.group(1) else 1
+    return kinds
 
 
 def words_of(segmenter: str) -> Callable[[str], list[str]]:

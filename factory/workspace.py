@@ -185,6 +185,10 @@ class Workspace:
         self.save()
         self.say(f"{name}: {_summary(entry)} in {entry['seconds']:.0f} s")
 
+    def forget(self, name: str) -> None:
+        """A stage that this configuration has not: what an earlier run left of it is not this run's."""
+        self.manifest["stages"].pop(name, None)
+
     def save(self) -> None:
         write_json(self.path(MANIFEST), self.manifest)
 

@@ -52,6 +52,22 @@ def test_a_judge_that_cannot_judge_is_found_out_and_the_build_goes_on(tmp_path, 
     said.clear()
     build(settings, tmp_path / "run", said.append)
     assert any(line.startswith("judge: unchanged") for line in said)
+    build(config(pairs, minilm_en, smollm_gguf), tmp_path / "run", said.append)  # no longer asked
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "No model was learnt" not in page and "24 questions are too few to learn from" in page
+
+
+def test_without_a_judge_the_pairs_teach_what_an_answer_looks_like(tmp_path, pairs, minilm_en):
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    more = [{"query": " ".join(r["text"].split()[i : i + 8]), "text": r["text"]} for r in rows for i in (1, 8, 16)]
+    (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, more)), encoding="utf-8")
+    build(config(tmp_path / "more.jsonl", minilm_en, "", mine={"top_k": 20}), tmp_path / "run", lambda _: None)
+    learnt = json.loads((tmp_path / "run" / "evidence-model.json").read_text())
+    assert learnt["questions"] == 72 and learnt["auc"] > 0.9 and learnt["in_words"]
+    assert "from 72 questions a logistic model learnt" in (tmp_path / "run" / "report.html").read_text()
+    decisions = pq.read_table(tmp_path / "run" / DECISIONS)
+    both = zip(decisions["decision"].to_pylist(), decisions["probability"].to_pylist(), strict=True)
+    assert all(p < 0.1 for d, p in both if d == "negative" and p is not None)
 
 
 def test_the_llm_as_reranker_gives_raw_logits_and_a_new_threshold_asks_for_none(

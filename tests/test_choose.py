@@ -7,6 +7,7 @@ import pytest
 from factory.choose import Chooser, choose
 from factory.export import training_rows
 from factory.hybrid import Scorer
+from factory.presets import by_hardness
 from factory.records import Example, InputError
 from factory.settings import ChooseConfig
 from tests.handmade import candidates, circle, pair, scored, target
@@ -120,6 +121,17 @@ def test_a_candidate_that_holds_the_answer_word_for_word_is_no_negative():
         assert found["t2"] == ("negative", "drawn")
 
 
+def test_a_candidate_whose_own_question_is_nearly_this_one_is_no_negative():
+    targets = [target(i) for i in range(3)]
+    asked = ("焊条烘干的温度和时间各是多少？", "焊条烘干的温度和时间是多少？", "焊条存放的湿度是多少？")
+    pairs = [pair(i, targets[i], asked[i]) for i in range(3)]
+    queries, answers = circle([0, 5, 10]), circle([20, 50, 60])
+    scores = Scorer(pairs, targets, queries, answers).table(candidates(pairs, targets, queries, answers, 10))
+    first = scores.slice(0, 2)
+    found = decide(first, pairs, targets, ceiling=1.0, near_copy=0.7, too_few="drop")
+    assert found["t1"] == ("rejected", "answers-nearly-the-same-question") and found["t2"] == ("negative", "drawn")
+
+
 def test_copies_of_the_positive_and_of_one_another_are_not_drawn():
     texts = {0: "焊条在三百五十度烘干两小时后放入保温筒", 3: "焊条在三百五十度烘干两小时后放入保温筒内"}
     scores, pairs, targets = example(texts=texts)
@@ -227,17 +239,28 @@ def test_a_candidate_that_answers_becomes_a_positive_and_its_copies_go():
         found = [chances.get(c, (0.0, 0)) for c in table["candidate_id"].to_pylist()]
         return {"probability": np.array([p for p, _ in found]), "judged": np.array([float(j) for _, j in found])}
 
-    found = decide(scores, pairs, targets, probability, negatives=9, too_few="drop")
+    found = decide(scores, pairs, targets, probability, negatives=9, too_few="drop", reject_at=0.3)
     assert found["t2"] == ("promoted", "judged-to-answer")
     assert found["t3"] == ("rejected", "probably-answers")  # the model's word alone makes no positive
     assert found["t4"] == ("rejected", "copy-of-another-candidate")
     assert found["t5"] == ("rejected", "judged-to-answer-perhaps")
     assert found["t6"][0] == found["t7"][0] == found["t1"][0] == "negative"
-    table = pa.concat_tables(choose([scores], Chooser(pairs, targets, ChooseConfig(), 1, probability), len(scores)))
+    table = pa.concat_tables(
+        choose([scores], Chooser(pairs, targets, ChooseConfig(reject_at=0.3), 1, probability), len(scores))
+    )
     (example_,), _ = training_rows(pairs, targets, table.to_pylist(), {})
     assert example_.pos == [targets[0].text, targets[2].text]
     assert isinstance(example_, Example) and not set(example_.pos) & set(example_.neg)
     assert decide(scores, pairs, targets, probability, promote_at=1)["t2"][0] == "rejected"
+
+
+def test_the_hardest_for_the_model_come_first_and_what_only_bm25_found_comes_last():
+    columns = {"rank": np.array([1.0, 2, 3, 4]), "dense_rank": np.array([np.nan, 5, 2, 1])}
+    by_hardness(columns)
+    assert np.argsort(columns["hardness"]).tolist() == [3, 2, 1, 0]
+    columns |= {"sparse_rank": np.array([np.nan, 1, 40, np.nan])}
+    by_hardness(columns)
+    assert np.argsort(columns["hardness"]).tolist() == [1, 2, 3, 0]
 
 
 def test_a_pair_without_any_negative_is_dropped_by_name():

@@ -1,5 +1,7 @@
 """The hybrid features: known values, and what must hold for any two texts."""
 
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 from factory.hybrid import COLUMNS, Scorer, chance_score
 from factory.lexical import edit_dist, lcs_score, token_jaccard
 from factory.tables import everything, write_blocks, write_csv
+from factory.tokens import tokens
+from factory.word_sets import WordSets
 from tests.handmade import candidates, circle, pair, scored, target, unit
 
 MEASURES = {"lcs": lcs_score, "edit": edit_dist, "jaccard": token_jaccard}
@@ -41,6 +45,27 @@ def test_measures_are_symmetric_and_in_range_and_a_text_equals_itself(texts):
         assert ((values >= 0) & (values <= 1)).all()
         assert values.tolist() == measure(right, left).tolist()
         assert (measure(left, left) == (0 if name == "edit" else 1)).all()
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=8))
+@settings(deadline=None)
+def test_the_compiled_words_are_those_of_bm25(texts):
+    words, ends = WordSets().of(texts)
+    assert np.diff(ends).tolist() == [len(set(tokens(text))) for text in texts]
+    assert all((words[a : b - 1] < words[a + 1 : b]).all() for a, b in pairwise(ends) if a < b)
+    both = [(set(tokens(a)), set(tokens(b))) for a, b in zip(texts, texts[::-1], strict=True)]
+    expected = [len(a & b) / len(a | b) if a | b else 1 for a, b in both]
+    assert token_jaccard(texts, texts[::-1]).tolist() == pytest.approx(expected)
+
+
+def test_words_whose_memory_is_full_are_cut_again(monkeypatch):
+    monkeypatch.setattr("factory.word_sets.KEPT", 3)
+    monkeypatch.setattr("factory.word_sets.BATCH", 2)
+    sets = WordSets()
+    texts = [f"焊条 E{i}" for i in range(8)]
+    first = sets.of(texts)[0].tolist()
+    assert len(sets._known) == 3
+    assert sets.of(texts)[0].tolist() == first
 
 
 def test_a_passage_of_ten_thousand_characters_is_measured_whole():

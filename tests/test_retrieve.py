@@ -57,6 +57,15 @@ def test_each_source_keeps_its_rank_and_score_and_the_best_of_both_come_first():
     assert found["t2"]["score"] == pytest.approx(np.cos(np.radians(10)), abs=1e-6)
 
 
+def test_the_rank_of_the_own_passage_is_told_where_a_search_found_it():
+    targets = [target(0), target(1), target(2), target(3, group="t0"), *(target(i) for i in range(4, 30))]
+    angles = [40, 10, 20, 30, *range(60, 86)]
+    rows = candidates([pair(0, targets[0])], targets, circle([0]), circle(angles), 3).to_pylist()
+    assert {r["positive_dense_rank"] for r in rows} == {3}  # its copy t3 comes before it
+    last = candidates([pair(29, targets[29])], targets, circle([0]), circle(angles), 3).to_pylist()
+    assert {r["positive_dense_rank"] for r in last} == {None}
+
+
 def test_blocks_do_not_change_the_result(monkeypatch):
     draw = np.random.default_rng(1)
     targets = [target(i) for i in range(40)]

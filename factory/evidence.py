@@ -1,0 +1,140 @@
+"""What the pairs themselves teach, without any judge: how a question's own passage looks beside its candidates.
+
+Each question names one passage that answers it, and says nothing of the others. A logistic model that tells the one
+from the others therefore learns which look, of cosine, ranks and shared words together, an answer has; and the
+others that have it are likely answers that nobody labelled. With s = labelled, y = answers, and the labelled ones drawn
+from the answering ones whatever their look, p(s | x) = c · p(y | x), and c is the mean of p(s | x) over labelled ones
+(Elkan and Noto, KDD 2008). Where looks do not tell answers from others, that c is too low and every probability too
+high, which errs on the safe side. Where an LLM wrote the question while it read the passage, that passage shares more
+words with it than others that answer it, and theirs is too low: the judge's word, if there is one, goes first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from factory.linear import Linear, Standard, sigmoid
+from factory.modelfiles import read_json
+from factory.presets import Columns, columns_of
+from factory.tables import row_groups
+from factory.workspace import write_json
+
+LEAST = 50  # questions to learn from
+MOST = 2_000  # questions: 400,000 rows, seconds
+FOLDS = 5
+STRENGTH = 1.0  # C of the regression; with so few features against so many rows it decides nothing
+SOURCES = ("dense", "bm25", "sparse")
+MEASURES = ("lcs_score", "edit_dist", "jaccard")
+
+
+class Evidence(Linear):
+    """P(candidate answers the question), learnt from the pairs.
+
+    Attributes:
+        depth: ranks deeper than this count as one deeper. labelled: c above, in (0, 1].
+        auc: on held-out questions, how often the own passage is given more than a candidate.
+    """
+
+    depth: int
+    labelled: float
+    questions: int
+    auc: float
+
+    def evidence(self, columns: Columns) -> np.ndarray:
+        """Log-odds of being the labelled one, (rows,): right in order, and what other models build on."""
+        return self.logits(looks(columns, self.depth))
+
+    def probability(self, columns: Columns) -> np.ndarray:
+        """Of answering, (rows,), in [0, 1]."""
+        return np.minimum(sigmoid(self.evidence(columns)) / self.labelled, 1.0)
+
+    def __call__(self, scores: pa.Table, columns: Columns) -> Columns:
+        """For `Chooser`: what a block's candidates are given."""
+        return {"probability": self.probability(columns)}
+
+    def save(self, path: Path) -> None:
+        write_json(path, self.model_dump(mode="json") | {"in_words": self.in_words()})
+
+
+def load(path: Path) -> Evidence | None:
+    """The model that `save` wrote; None where the file says why there is none."""
+    stored = read_json(path)
+    return (
+        None if "missing" in stored else Evidence.model_validate({k: v for k, v in stored.items() if k != "in_words"})
+    )
+
+
+def with_evidence(columns: Columns, evidence: Evidence | None) -> Columns:
+    """The columns and, where the pairs taught something, `evidence`."""
+    return columns | {"evidence": evidence.evidence(columns)} if evidence else columns
+
+
+def looks(columns: Columns, depth: int, *, own: bool = False) -> Columns:
+    """The features of each row's candidate or, with `own`, of its question's own passage.
+
+    Cosine, LCS, edit distance and Jaccard with the question, and log2 of the rank that each search gave.
+    """
+    found = {"cosine": columns["positive_score" if own else "score"]}
+    found |= {m: columns[f"positive_{m}" if own else f"query_tgt_answer_{m}"] for m in MEASURES}
+    for source in SOURCES:
+        if f"{source}_rank" in columns:
+            rank = columns[f"positive_{source}_rank" if own else f"{source}_rank"]
+            found[f"{source}_rank"] = np.log2(np.fmin(rank, depth + 1))  # fmin: a missing rank is the deepest
+    return found
+
+
+def learn(scores: Path, questions: int, depth: int) -> Evidence | str:
+    """The model, or in words why there is none.
+
+    Args:
+        scores: 6-scores.parquet. questions: how many it is about; of more than `MOST` every n-th is taken.
+        depth: `mine.top_k`.
+    """
+    if questions < LEAST:
+        return f"{questions} questions are too few to learn from; {LEAST} are needed"
+    step, seen = -(-questions // MOST), 0
+    parts: list[tuple[Columns, np.ndarray, np.ndarray]] = []  # looks, whether labelled, question
+    for block in row_groups(scores, _needed(scores)):
+        columns = columns_of(block)
+        first = columns["rank"] == 1
+        question = seen + np.cumsum(first) - 1
+        seen += int(first.sum())
+        for own, rows in ((True, first & (question % step == 0)), (False, question % step == 0)):
+            some = {name: values[rows] for name, values in columns.items()}
+            parts.append((looks(some, depth, own=own), np.full(rows.sum(), own), question[rows]))
+    found = {name: np.concatenate([look[name] for look, _, _ in parts]) for name in parts[0][0]} if parts else {}
+    if not found or seen < LEAST:
+        return f"{seen} questions with candidates are too few to learn from; {LEAST} are needed"
+    labelled, question = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
+    return _fit(found, labelled, question, depth)
+
+
+def _needed(scores: Path) -> list[str]:
+    measures = [f"{side}_{m}" for m in MEASURES for side in ("query_tgt_answer", "positive")]
+    ranks = [n for n in pq.ParquetFile(scores).schema_arrow.names if n.endswith("_rank")]
+    return ["rank", "score", "positive_score", *measures, *ranks]
+
+
+def _fit(found: Columns, labelled: np.ndarray, question: np.ndarray, depth: int) -> Evidence:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import GroupKFold
+
+    standard = Standard(found)
+    held_out = np.zeros(len(labelled))
+    for train, test in GroupKFold(FOLDS).split(standard.x, labelled, question):
+        model = LogisticRegression(C=STRENGTH, max_iter=1000).fit(standard.x[train], labelled[train])
+        held_out[test] = model.decision_function(standard.x[test])
+    model = LogisticRegression(C=STRENGTH, max_iter=1000).fit(standard.x, labelled)
+    return Evidence(
+        coefficients=standard.coefficients(model.coef_[0]),
+        intercept=float(model.intercept_[0]),
+        depth=depth,
+        labelled=float(np.mean(sigmoid(held_out[labelled]))),
+        questions=len(np.unique(question)),
+        auc=float(roc_auc_score(labelled, held_out)),
+    )
