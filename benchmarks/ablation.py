@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.miners import Ours
-from benchmarks.mining import DIAL, SEEDS, arguments, at_margin, configuration, measure, read_problem, with_llm
+from benchmarks.mining import DIAL, SEEDS, arguments, configuration, equal, measure, read_problem, with_llm
 from factory.config import Config
 from factory.evidence import Evidence, learn, with_evidence
 from factory.false_negatives import fit
@@ -27,8 +27,8 @@ from factory.workspace import write_json
 
 FAMILIES = {
     "nothing left out": (),
-    "dense cosine and rank": ("query_tgt_answer_bge_cos", "score", "positive_score", "*dense_rank"),
-    "BM25": ("*bm25_*",),
+    "dense cosine and rank": ("query_tgt_answer_bge_cos", "score", "positive_score", "dense_*", "positive_dense_rank"),
+    "BM25": ("bm25_*", "positive_bm25_rank"),
     "words and characters shared with the question": tuple(
         f"{side}_{m}" for side in ("query_tgt_answer", "positive") for m in ("lcs_score", "edit_dist", "jaccard")
     ),
@@ -58,7 +58,7 @@ def main() -> None:
     margins = [min(c["margin"] for c in curves["nothing left out"]) + 0.02, 0.2, 0.25]
     print(f"\n{'left out':48}" + "".join(f"  false at margin {m:.3f}" for m in margins))
     for name, curve in curves.items():
-        shares = [at_margin(curve, m) for m in margins]
+        shares = [equal(curve, "margin", m) for m in margins]
         print(f"{name:48}" + "".join(f"  {'out of reach' if s is None else f'{100 * s:.2f} %':>21}" for s in shares))
     write_json(a.out / "ablation.json", curves)
 
@@ -69,7 +69,7 @@ def without(ours: Ours, config: Config, patterns: tuple[str, ...], *, evidence: 
     names = [n for n in ours.blocks[0].column_names if any(fnmatch(n, p) for p in patterns)]
     path = ours.scratch / "ablation.parquet"
     write_blocks(path, [_emptied(block, names) for block in ours.blocks])
-    learnt = learn(path, len(ours.p.pairs), config.mine.top_k)
+    learnt = learn(path, len(ours.p.pairs))
     other.evidence = learnt if isinstance(learnt, Evidence) and evidence else None
     other.probability = _blind(other.evidence, names) if other.evidence else None
     if ours.outcome and not isinstance(ours.outcome.model, str):

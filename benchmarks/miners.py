@@ -135,7 +135,7 @@ class Ours:
         self.blocks = [scorer.table(block) for block in blocks]
         path = scratch / "scores.parquet"
         write_blocks(path, self.blocks)
-        learnt = learn(path, len(p.pairs), config.mine.top_k)
+        learnt = learn(path, len(p.pairs))
         self.evidence = None if isinstance(learnt, str) else learnt
         self.probability: Probabilities | Evidence | None = self.evidence
         self.outcome = None

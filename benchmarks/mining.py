@@ -8,7 +8,7 @@ negative that is one of them is a false negative. --plant adds to the corpus, fo
 positive that nobody labelled: one with other white space and punctuation, one with a sentence moved and a note added.
 
 An easy negative is seldom false, so every other miner is compared with ours at its own hardness: the mean margin,
-cos(query, positive) − cos(query, negative), over the *true* negatives of each. Queries are evaluation data: nothing
+cos(query, positive) − cos(query, negative), or the mean rank, over the *true* negatives of each. Queries are evaluation data: nothing
 here is tuned on them. With --llm the LLM judges, as in a build; without it what the pairs teach decides.
 """
 
@@ -34,11 +34,10 @@ from factory.retrieve import Target
 from factory.workspace import write_json
 
 SEEDS = (1, 2, 3)
-# Ours from hard to easy: what is refused (reject_at), then how deep is drawn from (depth)
+# Ours from hard to easy: what is refused (reject_at), and how deep is drawn from (depth); 40 is the default
 DIAL = [
-    *((0.1, d) for d in (7, 10, 14, 20, 30)),
-    *((p, 40) for p in (0.1, 0.05, 0.03, 0.02, 0.01, 0.005)),
-    *((0.005, d) for d in (60, 90, 130, 200, 300, 400)),
+    *((0.1, d) for d in (7, 14, 20, 30)),
+    *((p, 40) for p in (0.1, 0.05, 0.02, 0.01, 0.005, 0.003, 0.002, 0.001)),
 ]
 
 
@@ -67,15 +66,19 @@ def main() -> None:
         | {"reject_at": p, "depth": d}
         for p, d in DIAL
     ]
-    print(f"\n{'miner':24} {'margin':>8} {'rank':>7} {'false':>8}   ours at that margin")
+    print(
+        f"\n{'miner':24} {'margin':>8} {'rank':>7} {'false':>8}   {'ours at that margin':>20} {'ours at that rank':>20}"
+    )
     for name, row in rows.items():
-        equal = at_margin(curve, row["margin"])
-        row["ours at equal margin"] = equal
-        said = "out of reach" if equal is None else f"{100 * equal:.2f} %" + ratio(equal, row["false"])
-        print(f"{name:24} {row['margin']:8.3f} {row['rank']:7.0f} {100 * row['false']:7.2f} %   {said}")
+        said = ""
+        for measure_of in ("margin", "rank"):
+            found = equal(curve, measure_of, row[measure_of])
+            row[f"ours at equal {measure_of}"] = found
+            said += f" {'out of reach' if found is None else f'{100 * found:.2f} %' + ratio(found, row['false']):>20}"
+        print(f"{name:24} {row['margin']:8.3f} {row['rank']:7.0f} {100 * row['false']:7.2f} %  {said}")
     print("\nours by reject_at and depth: margin, false")
     for c in curve:
-        print(f"  {c['reject_at']:.2f} {c['depth']:4d}  {c['margin']:.3f} {100 * c['false']:6.2f} %")
+        print(f"  {c['reject_at']:.3f} {c['depth']:4d}  {c['margin']:.3f} {100 * c['false']:6.2f} %")
     if ours.evidence:
         e = ours.evidence
         print(
@@ -116,7 +119,7 @@ def configuration(a: argparse.Namespace) -> Config:
             "passage_instruction": a.passage_instruction,
         },
         "llm": llm | {"context": 1536},
-        "mine": {"top_k": max(d for _, d in DIAL)},
+        "mine": {"top_k": 210},  # as deep as hn_mine looks
         "judge": {"labels": a.labels, "band": a.band, "controls": a.controls},
     }
     return Config.model_validate(settings)
@@ -177,7 +180,7 @@ def with_llm(a: argparse.Namespace, problem: Problem, config: Config) -> Ours:
 
 
 def measure(problem: Problem, hidden: list[set[int]], draws: list[Negatives]) -> dict[str, float]:
-    """Share of false negatives, and how hard the true ones are: mean margin, median rank."""
+    """Share of false negatives, and how hard the true ones are: mean margin, mean rank."""
     own = np.array(problem.positives())
     positive = (problem.queries * problem.answers[own]).sum(axis=1)
     false = total = 0
@@ -198,17 +201,17 @@ def measure(problem: Problem, hidden: list[set[int]], draws: list[Negatives]) ->
     return {
         "false": false / max(total, 1),
         "margin": float(np.mean(margins)),
-        "rank": float(np.median(ranks)),
+        "rank": float(np.mean(ranks)),
         "n": total,
     }
 
 
-def at_margin(curve: list[dict[str, float]], margin: float) -> float | None:
-    """Our share of false negatives at this hardness, between the depths measured; None where we go neither so
-    hard nor so easy."""
-    points = sorted((c["margin"], c["false"]) for c in curve)
+def equal(curve: list[dict[str, float]], measure_of: str, value: float) -> float | None:
+    """Our share of false negatives at this margin, or at this rank, between the points measured; None where we go
+    neither so hard nor so easy (by more than a twentieth)."""
+    points = sorted((c[measure_of], c["false"]) for c in curve)
     x, y = [m for m, _ in points], [f for _, f in points]
-    return float(np.interp(margin, x, y)) if x[0] - 0.005 <= margin <= x[-1] + 0.005 else None
+    return float(np.interp(value, x, y)) if 0.95 * x[0] <= value <= 1.05 * x[-1] else None
 
 
 def ratio(ours: float, other: float) -> str:

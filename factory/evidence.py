@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from factory.linear import Linear, Standard, sigmoid
 from factory.modelfiles import read_json
 from factory.presets import Columns, columns_of
+from factory.retrieve import RANKED, SOURCES
 from factory.tables import row_groups
 from factory.workspace import write_json
 
@@ -27,7 +28,6 @@ LEAST = 50  # questions to learn from
 MOST = 2_000  # questions: 400,000 rows, seconds
 FOLDS = 5
 STRENGTH = 1.0  # C of the regression; with so few features against so many rows it decides nothing
-SOURCES = ("dense", "bm25", "sparse")
 MEASURES = ("lcs_score", "edit_dist", "jaccard")
 
 
@@ -35,18 +35,17 @@ class Evidence(Linear):
     """P(candidate answers the question), learnt from the pairs.
 
     Attributes:
-        depth: ranks deeper than this count as one deeper. labelled: c above, in (0, 1].
+        labelled: c above, in (0, 1].
         auc: on held-out questions, how often the own passage is given more than a candidate.
     """
 
-    depth: int
     labelled: float
     questions: int
     auc: float
 
     def evidence(self, columns: Columns) -> np.ndarray:
         """Log-odds of being the labelled one, (rows,): right in order, and what other models build on."""
-        return self.logits(looks(columns, self.depth))
+        return self.logits(looks(columns))
 
     def probability(self, columns: Columns) -> np.ndarray:
         """Of answering, (rows,), in [0, 1]."""
@@ -73,26 +72,26 @@ def with_evidence(columns: Columns, evidence: Evidence | None) -> Columns:
     return columns | {"evidence": evidence.evidence(columns)} if evidence else columns
 
 
-def looks(columns: Columns, depth: int, *, own: bool = False) -> Columns:
+def looks(columns: Columns, *, own: bool = False) -> Columns:
     """The features of each row's candidate or, with `own`, of its question's own passage.
 
-    Cosine, LCS, edit distance and Jaccard with the question, and log2 of the rank that each search gave.
+    Cosine, LCS, edit distance and Jaccard with the question, and log2 of the rank that each search gave; a rank deeper
+    than `RANKED` is the next one.
     """
     found = {"cosine": columns["positive_score" if own else "score"]}
     found |= {m: columns[f"positive_{m}" if own else f"query_tgt_answer_{m}"] for m in MEASURES}
     for source in SOURCES:
-        if f"{source}_rank" in columns:
-            rank = columns[f"positive_{source}_rank" if own else f"{source}_rank"]
-            found[f"{source}_rank"] = np.log2(np.fmin(rank, depth + 1))  # fmin: a missing rank is the deepest
+        if f"{source}_deep_rank" in columns:
+            rank = columns[f"positive_{source}_rank" if own else f"{source}_deep_rank"]
+            found[f"{source}_rank"] = np.log2(np.fmin(rank, RANKED + 1))  # fmin: a missing rank is the deepest
     return found
 
 
-def learn(scores: Path, questions: int, depth: int) -> Evidence | str:
+def learn(scores: Path, questions: int) -> Evidence | str:
     """The model, or in words why there is none.
 
     Args:
         scores: 6-scores.parquet. questions: how many it is about; of more than `MOST` every n-th is taken.
-        depth: `mine.top_k`.
     """
     if questions < LEAST:
         return f"{questions} questions are too few to learn from; {LEAST} are needed"
@@ -105,21 +104,25 @@ def learn(scores: Path, questions: int, depth: int) -> Evidence | str:
         seen += int(first.sum())
         for own, rows in ((True, first & (question % step == 0)), (False, question % step == 0)):
             some = {name: values[rows] for name, values in columns.items()}
-            parts.append((looks(some, depth, own=own), np.full(rows.sum(), own), question[rows]))
+            parts.append((looks(some, own=own), np.full(rows.sum(), own), question[rows]))
     found = {name: np.concatenate([look[name] for look, _, _ in parts]) for name in parts[0][0]} if parts else {}
     if not found or seen < LEAST:
         return f"{seen} questions with candidates are too few to learn from; {LEAST} are needed"
     labelled, question = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
-    return _fit(found, labelled, question, depth)
+    return _fit(found, labelled, question)
 
 
 def _needed(scores: Path) -> list[str]:
     measures = [f"{side}_{m}" for m in MEASURES for side in ("query_tgt_answer", "positive")]
-    ranks = [n for n in pq.ParquetFile(scores).schema_arrow.names if n.endswith("_rank")]
+    ranks = [
+        n
+        for n in pq.ParquetFile(scores).schema_arrow.names
+        if n.endswith("_deep_rank") or (n.startswith("positive_") and n.endswith("_rank"))
+    ]
     return ["rank", "score", "positive_score", *measures, *ranks]
 
 
-def _fit(found: Columns, labelled: np.ndarray, question: np.ndarray, depth: int) -> Evidence:
+def _fit(found: Columns, labelled: np.ndarray, question: np.ndarray) -> Evidence:
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import GroupKFold
@@ -133,7 +136,6 @@ def _fit(found: Columns, labelled: np.ndarray, question: np.ndarray, depth: int)
     return Evidence(
         coefficients=standard.coefficients(model.coef_[0]),
         intercept=float(model.intercept_[0]),
-        depth=depth,
         labelled=float(np.mean(sigmoid(held_out[labelled]))),
         questions=len(np.unique(question)),
         auc=float(roc_auc_score(labelled, held_out)),

@@ -17,6 +17,7 @@ import numpy as np
 from factory.hybrid import MEASURES, SIDES
 from factory.linear import Linear, Standard, sigmoid
 from factory.presets import Columns, closeness
+from factory.retrieve import SOURCES
 from factory.settings import Part
 from factory.workspace import write_json
 
@@ -108,7 +109,7 @@ def features(columns: Columns) -> Columns:
     found["closeness"] = np.clip(closeness(columns), -2, 3)
     found["likeness_gap"] = columns["query_tgt_answer_jaccard"] - columns["positive_jaccard"]
     found["answer_found"] = columns["answer_found"]
-    for source in ("dense", "bm25", "sparse"):
+    for source in SOURCES:
         if f"{source}_rank" in columns:
             found[f"{source}_found"] = np.nan_to_num(1 / columns[f"{source}_rank"])
     if "evidence" in columns:

@@ -100,7 +100,7 @@ class Negatives:
         if self.config.score.reranker:
             read = sum(len(b) - b["rerank_score"].null_count for b in row_groups(path, ["rerank_score"]))
             counts["read by the reranker"] = read
-        learnt = evidence.learn(path, len(self.pairs), self.config.mine.top_k)
+        learnt = evidence.learn(path, len(self.pairs))
         if isinstance(learnt, str):
             write_json(self.ws.path(EVIDENCE), {"missing": learnt})
         else:
@@ -184,7 +184,8 @@ class Negatives:
 
     def _found_by(self) -> dict[str, int]:
         path = self.ws.path(CANDIDATES)
-        names = [n for n in pq.ParquetFile(path).schema_arrow.names if n.endswith("_rank")]
+        sources = [n for n in retrieve.SOURCES if f"{n}_rank" in pq.ParquetFile(path).schema_arrow.names]
+        names = [f"{n}_rank" for n in sources]
         blocks = list(row_groups(path, names))
         return {f"by {n.removesuffix('_rank')}": sum(len(b) - b[n].null_count for b in blocks) for n in names}
 

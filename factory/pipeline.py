@@ -91,7 +91,7 @@ class Build:
             negatives.score,
             inputs=[PASSAGES, KEPT, CANDIDATES],
             outputs=[SCORES, EVIDENCE],
-            rests_on=[reranker, encoder, c.mine.top_k],
+            rests_on=[reranker, encoder],
         )
         inputs = [PASSAGES, KEPT, SCORES, EVIDENCE]
         if judges(c):

@@ -17,6 +17,8 @@ from factory.records import Pair, Passage, Split
 BLOCK = 1024  # questions worked on at once: bounds memory, and is one row group of the Parquet files
 MOST_HIDDEN = 1000  # deeper than top_k by so much at most, where one question has so many answers
 Search = Callable[[int, int, int], tuple[np.ndarray, np.ndarray]]
+SOURCES = ("dense", "bm25", "sparse")
+RANKED = 300  # ranks are told down to here; deeper ones say nothing more of a candidate
 FUSION = 60  # reciprocal rank fusion's constant (Cormack, Clarke, Büttcher, SIGIR 2009)
 
 
@@ -152,8 +154,9 @@ def mine(
 
     A pair's candidates are the first `top_k` of each source that `Exclusions` allows. Columns: `pair_id`,
     `candidate_id`, `rank` (from 1, in the fused order), `score` (cosine of question and candidate, whatever found
-    it), and for each source `<source>_rank` and `<source>_score`, null where it did not find the candidate, and
-    `positive_<source>_rank`, the rank it gives to the question's own target, null where that is deeper than it looked.
+    it), and for each source `<source>_rank` and `<source>_score`, null where it did not find the candidate. Each source
+    looks on to rank `RANKED` for what others found: `<source>_deep_rank`, and `positive_<source>_rank` of the question's
+    own target, null beyond.
 
     Args:
         queries: (pairs, d), vectors: (targets, d), both float32 with rows of length 1.
@@ -168,21 +171,24 @@ def mine(
             end = min(start + BLOCK, len(pairs))
             found, own = {}, {}
             for source, search in searches.items():
-                scores, rows = search(start, end, top_k + never.most)
+                scores, rows = search(start, end, max(top_k + never.most, RANKED))
                 good = never.allowed(start, rows)
                 own[source] = never.rank_of_own(start, rows)
                 ranks = np.where(good, np.cumsum(good, axis=1), 0)
-                kept = np.nonzero(good & (ranks <= top_k))
+                kept = np.nonzero(good)
                 found[source] = (kept[0] * len(targets) + rows[kept], ranks[kept], scores[kept])
-            keys = np.unique(np.concatenate([key for key, _, _ in found.values()]))
+            keys = np.unique(np.concatenate([key[rank <= top_k] for key, rank, _ in found.values()]))
             question, target = keys // len(targets), keys % len(targets)
             fused = np.zeros(len(keys))
             columns: dict[str, pa.Array] = {}
             for source, (key, rank, score) in found.items():
-                at = np.searchsorted(keys, key)
-                fused[at] += 1 / (FUSION + rank)
-                columns[f"{source}_rank"] = _placed(at, rank, len(keys), np.int32)
-                columns[f"{source}_score"] = _placed(at, score, len(keys), np.float32)
+                known = np.isin(key, keys)
+                at, rank, score = np.searchsorted(keys, key[known]), rank[known], score[known]
+                columns[f"{source}_deep_rank"] = _placed(at, rank, len(keys), np.int32)
+                near = rank <= top_k
+                fused[at[near]] += 1 / (FUSION + rank[near])
+                columns[f"{source}_rank"] = _placed(at[near], rank[near], len(keys), np.int32)
+                columns[f"{source}_score"] = _placed(at[near], score[near], len(keys), np.float32)
                 columns[f"positive_{source}_rank"] = pa.array(own[source][question], mask=own[source][question] == 0)
             order = np.lexsort((target, -fused, question))
             question, target = question[order], target[order]

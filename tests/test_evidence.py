@@ -8,11 +8,10 @@ import pyarrow as pa
 from factory.choose import Chooser, choose
 from factory.evidence import LEAST, learn, load, looks
 from factory.presets import columns_of
+from factory.retrieve import RANKED
 from factory.settings import ChooseConfig
 from factory.tables import write_blocks
 from tests.handmade import pair, target
-
-TOP_K = 40
 
 
 def planted(questions: int = 150, candidates: int = 30, answering: int = 3, seed: int = 0):
@@ -34,8 +33,9 @@ def planted(questions: int = 150, candidates: int = 30, answering: int = 3, seed
             row = {"pair_id": f"q{q}", "candidate_id": f"t{q}-{c}", "rank": rank, "score": cosine[c]}
             row |= {"positive_score": cosine[own], "chance_score": 0.0, "answer_tgt_answer_jaccard": 0.0}
             row |= {"query_tgt_query_jaccard": 0.0}
-            row |= {"dense_rank": int(dense[c]), "positive_dense_rank": int(dense[own])}
-            row |= {"bm25_rank": int(bm25[c]) if bm25[c] <= 20 else None, "positive_bm25_rank": int(bm25[own])}
+            row |= {"dense_rank": int(dense[c]), "dense_deep_rank": int(dense[c])}
+            row |= {"positive_dense_rank": int(dense[own])}
+            row |= {"bm25_deep_rank": int(bm25[c]) if bm25[c] <= 20 else None, "positive_bm25_rank": int(bm25[own])}
             row |= {"query_tgt_answer_jaccard": jaccard[c], "positive_jaccard": jaccard[own]}
             for measure in ("lcs_score", "edit_dist"):
                 row |= {f"query_tgt_answer_{measure}": 0.5, f"positive_{measure}": 0.5}
@@ -51,7 +51,7 @@ def planted(questions: int = 150, candidates: int = 30, answering: int = 3, seed
 
 def learnt(tmp_path, table):
     write_blocks(tmp_path / "s.parquet", [table.slice(0, 1500), table.slice(1500)])
-    return learn(tmp_path / "s.parquet", len(set(table["pair_id"].to_pylist())), TOP_K)
+    return learn(tmp_path / "s.parquet", len(set(table["pair_id"].to_pylist())))
 
 
 def test_the_labelled_ones_show_which_others_answer(tmp_path):
@@ -76,9 +76,9 @@ def test_it_is_kept_on_disk_and_few_pairs_teach_nothing(tmp_path):
 
 def test_a_missing_rank_is_the_deepest_and_the_positive_has_features_of_its_own(tmp_path):
     columns = columns_of(planted(questions=2)[0])
-    candidate, own = looks(columns, TOP_K), looks(columns, TOP_K, own=True)
-    assert np.isnan(columns["bm25_rank"]).any()
-    assert (candidate["bm25_rank"][np.isnan(columns["bm25_rank"])] == np.log2(TOP_K + 1)).all()
+    candidate, own = looks(columns), looks(columns, own=True)
+    assert np.isnan(columns["bm25_deep_rank"]).any()
+    assert (candidate["bm25_rank"][np.isnan(columns["bm25_deep_rank"])] == np.log2(RANKED + 1)).all()
     assert set(candidate) == set(own) and len(set(own["cosine"][:30])) == 1
 
 

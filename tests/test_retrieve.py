@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from factory.indexes import BM25Index, DenseIndex, SparseIndex, choose_kind
-from factory.retrieve import mine, rank_of_target
+from factory.retrieve import RANKED, mine, rank_of_target
 from factory.tokens import words_of
 from tests.handmade import candidates, circle, pair, target, unit
 
@@ -63,7 +63,22 @@ def test_the_rank_of_the_own_passage_is_told_where_a_search_found_it():
     rows = candidates([pair(0, targets[0])], targets, circle([0]), circle(angles), 3).to_pylist()
     assert {r["positive_dense_rank"] for r in rows} == {3}  # its copy t3 comes before it
     last = candidates([pair(29, targets[29])], targets, circle([0]), circle(angles), 3).to_pylist()
-    assert {r["positive_dense_rank"] for r in last} == {None}
+    assert {r["positive_dense_rank"] for r in last} == {30}
+    many = [target(i) for i in range(RANKED + 50)]
+    deep = candidates([pair(0, many[-1])], many, circle([0]), circle(np.linspace(0, 80, len(many))), 3).to_pylist()
+    assert {r["positive_dense_rank"] for r in deep} == {None}
+
+
+def test_each_source_looks_deeper_for_what_another_found():
+    targets = [target(i, "焊条烘干" if i == 20 else None) for i in range(30)]
+    rows = candidates(
+        [pair(0, targets[0], "焊条怎么烘干")], targets, circle([0]), circle(range(30)), 5, "bm25"
+    ).to_pylist()
+    found = {r["candidate_id"]: r for r in rows}
+    assert set(found) == {"t1", "t2", "t3", "t4", "t5", "t20"}
+    assert (found["t20"]["dense_rank"], found["t20"]["dense_deep_rank"], found["t20"]["bm25_rank"]) == (None, 20, 1)
+    assert found["t20"]["dense_score"] is None and found["t1"]["bm25_deep_rank"] is None
+    assert found["t1"]["dense_deep_rank"] == found["t1"]["dense_rank"] == 1
 
 
 def test_blocks_do_not_change_the_result(monkeypatch):
