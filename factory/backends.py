@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from factory.modelfiles import model_fingerprint
+from factory.offline import stay_offline
 from factory.progress import bar
 from factory.records import InputError
 from factory.settings import ModelConfig
@@ -258,7 +259,7 @@ def _device(asked: str) -> str:
 
 def _loaded(folder: Path, load: Callable[[], Any]) -> Any:
     """A model, read without the network; whatever its files are reproached with becomes an InputError."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    stay_offline()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         with _quiet():

@@ -228,10 +228,11 @@ def config() -> None:
 
 def main() -> None:
     """Run the command line; the user's mistakes end with exit code 2 and one message."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from factory.errors import InputError
+    from factory.offline import stay_offline
+
+    stay_offline()
 
     try:
         app()

@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from factory.languages import HAN
+from factory.offline import stay_offline
 from factory.progress import progress
 from factory.records import Document, Dropped, InputError, loads, titled
 from factory.settings import InputConfig
@@ -250,6 +251,7 @@ def _plausibly_chinese(text: str) -> bool:
 @lru_cache(maxsize=1)
 def _converter() -> Any:
     logging.getLogger("pdfminer").setLevel(logging.ERROR)
+    stay_offline()
     from markitdown import MarkItDown
     from markitdown.converters import DocxConverter, HtmlConverter, PdfConverter
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 
+from factory.offline import SILENT
 from factory.records import InputError
 from factory.settings import LLMConfig
 
@@ -67,7 +68,7 @@ def serve(config: LLMConfig, log: Path, say: Callable[[str], None]) -> Iterator[
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 cwd=scratch,
-                env=os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"} | environment,
+                env=os.environ | SILENT | environment,
                 start_new_session=True,
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )

@@ -97,6 +97,9 @@ def _duration(seconds: float) -> str:
 
 def main() -> None:
     """The entry point: user mistakes end with exit code 2, a failed training with 1."""
+    from factory.offline import stay_offline
+
+    stay_offline()
     try:
         app()
     except Exception as e:

@@ -1,14 +1,21 @@
 """Loading: every type and encoding that users have; what cannot be read is named and the rest goes on."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from factory.documents import load_documents, unwrap
 from factory.evalset import read_eval_set
+from factory.offline import SILENT
 from factory.records import InputError
 from factory.settings import InputConfig
 
+ROOT = Path(__file__).parents[1]
+SAMPLES = ROOT / "samples"
 TEXT = "焊接冷裂纹多在焊后数小时出现，与扩散氢、淬硬组织和拘束应力有关。"
 
 
@@ -16,6 +23,19 @@ def load(path, kind="documents"):
     documents, dropped, taken = load_documents(InputConfig(path=str(path), kind=kind))
     assert taken == len(documents) + len(dropped)
     return {d.id: d for d in documents}, {d.id: d for d in dropped}
+
+
+def test_reading_a_pdf_leaves_nothing_that_calls_home(tmp_path):
+    """onnxruntime, which markitdown imports, has a telemetry of its own: an identifier on disk, and an uploader."""
+    program = "from factory.documents import convert; from pathlib import Path; print(len(convert(Path('{}'))))"
+    pdf = next(SAMPLES.glob("*/documents/*.pdf"))
+    home = {k: v for k, v in os.environ.items() if k not in SILENT}  # other tests have set them here
+    home |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", program.format(pdf)], env=home, capture_output=True, text=True, cwd=ROOT
+    )
+    assert int(done.stdout) > 500, done.stderr
+    assert not [p for p in tmp_path.rglob("*") if "Microsoft" in p.parts]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030", "gbk", "utf-16"])
