@@ -144,10 +144,11 @@ class Ours:
             if not isinstance(self.outcome.model, str):
                 self.probability = Probabilities(self.outcome.model, self.outcome.table(path), self.evidence)
 
-    def choose(self, n: int, seed: int, **choose: Any) -> Negatives:
+    def choose(self, n: int, seed: int, *, judge: bool = True, **choose: Any) -> Negatives:
+        """Negatives by these settings; without `judge` by what the pairs alone teach."""
         settings = ChooseConfig.model_validate({"negatives": n} | choose)
-        judged = self.probability if settings.preset == "resolve" else None
-        chooser = Chooser(self.p.pairs, self.p.targets, settings, seed, judged)
+        learnt = (self.probability if judge else self.evidence) if settings.preset == "resolve" else None
+        chooser = Chooser(self.p.pairs, self.p.targets, settings, seed, learnt)
         at = {t.id: i for i, t in enumerate(self.p.targets)}
         place = {pair.id: i for i, pair in enumerate(self.p.pairs)}
         chosen: Negatives = [[] for _ in self.p.pairs]

@@ -34,6 +34,7 @@ from factory.retrieve import Target
 from factory.workspace import write_json
 
 SEEDS = (1, 2, 3)
+EQUAL = ("margin", "rank")
 # Ours from hard to easy: what is refused (reject_at), and how deep is drawn from (depth); 40 is the default
 DIAL = [
     *((0.1, d) for d in (7, 14, 20, 30)),
@@ -58,27 +59,41 @@ def main() -> None:
         "… relative_margin 0.05": lambda s: sentence_transformers(problem, n, s, relative_margin=0.05),
         "ours, topk": lambda s: ours.choose(n, s, preset="topk"),
         "ours, perc 0.95": lambda s: ours.choose(n, s, preset="perc"),
-        "ours, resolve": lambda s: ours.choose(n, s),
+        "ours, resolve": lambda s: ours.choose(n, s, judge=False),
     }
-    rows = {name: measure(problem, hidden, [miner(s) for s in SEEDS]) for name, miner in miners.items()}
-    curve = [
-        measure(problem, hidden, [ours.choose(n, s, reject_at=p, depth=d) for s in SEEDS])
-        | {"reject_at": p, "depth": d}
-        for p, d in DIAL
-    ]
+    if ours.outcome:
+        miners["ours, resolve, judged"] = lambda s: ours.choose(n, s)
+    rows: dict[str, dict[str, Any]] = {
+        name: measure(problem, hidden, [miner(s) for s in SEEDS]) for name, miner in miners.items()
+    }
+    curves = {
+        name: [
+            measure(problem, hidden, [ours.choose(n, s, judge=judge, reject_at=p, depth=d) for s in SEEDS])
+            | {"reject_at": p, "depth": d}
+            for p, d in DIAL
+        ]
+        for name, judge in {"ours": False, "ours, judged": True}.items()
+        if ours.outcome or not judge
+    }
     print(
-        f"\n{'miner':24} {'margin':>8} {'rank':>7} {'false':>8}   {'ours at that margin':>20} {'ours at that rank':>20}"
+        f"\n{'miner':24} {'margin':>8} {'rank':>7} {'false':>8}",
+        *(f"{c + ' at that ' + m:>28}" for c in curves for m in EQUAL),
     )
     for name, row in rows.items():
-        said = ""
-        for measure_of in ("margin", "rank"):
-            found = equal(curve, measure_of, row[measure_of])
-            row[f"ours at equal {measure_of}"] = found
-            said += f" {'out of reach' if found is None else f'{100 * found:.2f} %' + ratio(found, row['false']):>20}"
-        print(f"{name:24} {row['margin']:8.3f} {row['rank']:7.0f} {100 * row['false']:7.2f} %  {said}")
-    print("\nours by reject_at and depth: margin, false")
-    for c in curve:
-        print(f"  {c['reject_at']:.3f} {c['depth']:4d}  {c['margin']:.3f} {100 * c['false']:6.2f} %")
+        said = f"{name:24} {row['margin']:8.3f} {row['rank']:7.0f} {100 * row['false']:7.2f} %"
+        for which, curve in curves.items():
+            for measure_of in EQUAL:
+                found = row[f"{which} at equal {measure_of}"] = equal(curve, measure_of, row[measure_of])
+                said += (
+                    f" {'out of reach' if found is None else f'{100 * found:.2f} %' + ratio(found, row['false']):>28}"
+                )
+        print(said)
+    for which, curve in curves.items():
+        print(f"\n{which}, by reject_at and depth: margin, rank, false")
+        for c in curve:
+            print(
+                f"  {c['reject_at']:.3f} {c['depth']:4d}  {c['margin']:.3f} {c['rank']:5.0f} {100 * c['false']:6.2f} %"
+            )
     if ours.evidence:
         e = ours.evidence
         print(
@@ -86,7 +101,7 @@ def main() -> None:
             *e.in_words(),
             sep="\n  ",
         )
-    result: dict[str, Any] = {"miners": rows, "curve": curve, "queries": len(problem.pairs)}
+    result: dict[str, Any] = {"miners": rows, "curves": curves, "queries": len(problem.pairs)}
     if ours.outcome:
         result["judge"] = ours.outcome.error.model_dump()
         print("judge:", json.dumps(result["judge"]))
