@@ -29,7 +29,7 @@ BINS = 10  # of the reliability curve
 
 class JudgeError(Part):
     """How often the judge is right on controls, whose answers are known: a question with its own passage (yes) and
-    with an unrelated one (no). Intervals are Wilson's, 95 %."""
+    with one that does not answer it (no). Intervals are Wilson's, 95 %."""
 
     threshold: float  # logits from here on count as yes
     sensitivity: float

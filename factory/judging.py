@@ -71,15 +71,16 @@ def judge_candidates(
         return judge.score([(query[p], text[c]) for p, c in both])
 
     c = config.judge
-    error = judge_error(*controls(pairs, targets, c.controls, config.seed, judge))
+    near, jaccard, rows = eligible(scores, config)
+    wrong = unlikely(scores, rows, evidence, config.seed) if evidence else {}
+    error = judge_error(*controls(pairs, targets, c.controls, config.seed, judge, wrong))
     say(
         f"the judge on {error.controls} controls: right on {100 * error.sensitivity:.0f} % of the answering and "
-        f"{100 * error.specificity:.0f} % of the unrelated passages"
+        f"{100 * error.specificity:.0f} % of the other passages"
     )
     nothing = Judged(np.zeros(0, np.int64), np.zeros(0, np.float32), [])
     if not error.usable:
         return Outcome(nothing, error, "the judge is wrong too often on the controls to learn from it")
-    near, jaccard, rows = eligible(scores, config)
     if not len(rows):
         return Outcome(nothing, error, "no candidate could be drawn, so none was judged")
     sample, weights = stratified(near, jaccard, c.labels, config.seed)
@@ -97,15 +98,19 @@ def judge_candidates(
 
 
 def controls(
-    pairs: Sequence[Pair], targets: Sequence[Target], n: int, seed: int, judge: Reranker
+    pairs: Sequence[Pair], targets: Sequence[Target], n: int, seed: int, judge: Reranker, wrong: dict[str, str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of n questions with their own passage, and with a passage of another document (another group, if there
-    is only one document)."""
+    """Logits of n questions with their own passage, and with one that does not answer: the candidate that `wrong` names,
+    else a passage of another document (another group, if there is only one document)."""
     draw = random.Random(f"{seed}:controls")
     drawn = draw.sample(list(pairs), min(n, len(pairs)))
     document = {t.id: t.document_id for t in targets}
+    text = {t.id: t.text for t in targets}
     strangers = []
     for pair in drawn:
+        if pair.id in wrong:
+            strangers.append((pair.query, text[wrong[pair.id]]))
+            continue
         others = [
             t for t in draw.sample(list(targets), min(50, len(targets))) if t.duplicate_group != pair.duplicate_group
         ]
@@ -131,6 +136,26 @@ def eligible(scores: Path, config: Config) -> tuple[np.ndarray, np.ndarray, np.n
         at += len(block)
     near, jaccard, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return near, jaccard, rows
+
+
+def unlikely(scores: Path, rows: np.ndarray, evidence: Evidence, seed: int) -> dict[str, str]:
+    """For each question one of its eligible candidates, from the half of them that looks least like an answer.
+
+    A small LLM tells a question's own passage from any other subject, and yet affirms whatever is of the same subject:
+    only candidates show its error on candidates.
+    """
+    found: dict[str, str] = {}
+    at = 0
+    for block in row_groups(scores):
+        here = block.take(pa.array(rows[(rows >= at) & (rows < at + len(block))] - at))
+        at += len(block)
+        looks = evidence.evidence(columns_of(here))
+        pair_ids, candidates = here["pair_id"].to_numpy(zero_copy_only=False), here["candidate_id"].to_pylist()
+        for pair in dict.fromkeys(pair_ids.tolist()):
+            own = np.flatnonzero(pair_ids == pair)
+            least = own[np.argsort(looks[own], kind="stable")][: max(1, len(own) // 2)]
+            found[pair] = candidates[random.Random(f"{seed}:unlikely:{pair}").choice(least.tolist())]
+    return found
 
 
 def stratified(near: np.ndarray, jaccard: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

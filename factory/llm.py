@@ -109,7 +109,8 @@ class LLM:
                     nonlocal tokens
                     answers.put(key, self.model_id, missing[key].body(), answer)
                     tokens += answer.completion_tokens
-                    shown.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
+                    if missing[key].max_tokens > 1:  # a judge's answer is one token
+                        shown.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
                     shown.update()
 
                 asyncio.run(_ask_all(self._endpoint, missing, self.config, finished))

@@ -198,7 +198,10 @@ class JudgeConfig(Part):
     )
     labels: int = Field(300, ge=0, description="candidates judged to learn from, drawn evenly over easy and hard ones")
     controls: int = Field(
-        50, ge=10, description="questions judged with their own passage and with an unrelated one: the judge's error"
+        50,
+        ge=10,
+        description="questions judged with their own passage and with a candidate that does not look like an answer: "
+        "the judge's error",
     )
     band: int = Field(500, ge=0, description="further judgements, spent where the learnt model is least sure")
 

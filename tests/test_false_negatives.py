@@ -8,7 +8,7 @@ from factory.choose import Chooser, choose
 from factory.config import Config
 from factory.false_negatives import LEAST, fit, judge_error, load_model, wilson
 from factory.hybrid import MEASURES, SIDES
-from factory.judging import Probabilities, judge_candidates, stratified
+from factory.judging import Probabilities, judge_candidates, stratified, unlikely
 from factory.presets import columns_of
 from factory.settings import ChooseConfig
 from factory.tables import write_blocks
@@ -131,6 +131,36 @@ def test_what_was_judged_decides_and_nothing_is_asked_beyond_the_budget(tmp_path
     assert yes and not yes & {(r["pair_id"], r["candidate_id"]) for r in rows if r["decision"] == "negative"}
     assert {(r["pair_id"], r["candidate_id"]) for r in rows if r["decision"] == "promoted"} <= yes
     assert columns_of(scores)["score"].shape == (len(scores),)
+
+
+def test_a_judge_that_affirms_whatever_is_of_the_subject_is_found_out(tmp_path):
+    scores, pairs, targets = scored(n=60, top_k=20)
+    write_blocks(tmp_path / "s.parquet", [scores])
+    found_near = set(zip(scores["pair_id"].to_pylist(), scores["candidate_id"].to_pylist(), strict=True))
+    ids = {t.text: t.id for t in targets}
+
+    class Topical(KnowsTheAnswer):
+        def score(self, pairs):
+            numbers = [(f"q{int(q[2:-1])}", ids[p]) for q, p in pairs]
+            return np.array([4.0 if (q, t) in found_near or q[1:] == t[1:] else -4.0 for q, t in numbers], np.float32)
+
+    class Looks:  # what is near looks like an answer
+        def evidence(self, columns):
+            return columns["score"]
+
+    def model(evidence):
+        return judge_candidates(
+            tmp_path / "s.parquet", pairs, targets, config(labels=20, band=0), Topical(), lambda _: None, evidence
+        )
+
+    assert model(None).error.usable  # strangers say nothing of it
+    told = model(Looks())
+    assert told.error.specificity < 0.2 and "wrong too often" in told.model
+    least = unlikely(tmp_path / "s.parquet", np.arange(len(scores)), Looks(), seed=1)
+    for pair in pairs:
+        own = [r for r in scores.to_pylist() if r["pair_id"] == pair.id]
+        middle = sorted(r["score"] for r in own)[len(own) // 2]
+        assert next(r["score"] for r in own if r["candidate_id"] == least[pair.id]) <= middle
 
 
 def test_a_judge_that_cannot_tell_gets_no_further_than_the_controls(tmp_path):
