@@ -25,6 +25,7 @@ FOLDS = 5
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # C of the regression; the one with the best held-out log loss is taken
 LEAST = 10  # judged yes and judged no, each at least so many, to learn from
 BINS = 10  # of the reliability curve
+PATTERN = 0.6  # AUC; below it the model says the same of every candidate, and would refuse all or none
 
 
 class JudgeError(Part):
@@ -194,6 +195,9 @@ def fit(
         slope = max(slope, 0.0)
         model = LogisticRegression(C=strength, max_iter=2000).fit(x, yes, weights)
     calibrated = sigmoid(slope * tried[strength] + shift)
+    auc = float(roc_auc_score(yes, calibrated, sample_weight=weights))
+    if auc < PATTERN:
+        return f"its word follows none of the features (AUC {auc:.2f} on held-out questions, {PATTERN} is needed)"
     return FalseNegativeModel(
         coefficients=standard.coefficients(slope * model.coef_[0]),
         intercept=slope * float(model.intercept_[0]) + shift,
@@ -201,7 +205,7 @@ def fit(
         labels=len(yes),
         yes=int(yes.sum()),
         strength=strength,
-        auc=float(roc_auc_score(yes, calibrated, sample_weight=weights)),
+        auc=auc,
         log_loss=float(log_loss(yes, calibrated, sample_weight=weights, labels=[False, True])),
         brier=float(brier_score_loss(yes, calibrated, sample_weight=weights)),
         reliability=tuple(reliability(calibrated, yes, weights)),

@@ -137,6 +137,11 @@ class Negatives:
             seen.update(zip(block["decision"].to_pylist(), block["reason"].to_pylist(), strict=True))
         totals = Counter(decision for decision, _ in seen.elements())
         counts = {kind: totals[kind] for kind in ("negative", "promoted", "rejected", "unused") if totals[kind]}
+        if 2 * seen["negative", choose.RANDOM] > totals["negative"]:
+            self.say(
+                "warning: most negatives are unrelated passages drawn at random, since so few candidates were allowed; raise "
+                "choose.reject_at or mine.top_k"
+            )
         told = ("rejected", "negative")
         counts |= {f"{d} {r}": n for (d, r), n in sorted(seen.items()) if d in told and r != choose.DRAWN}
         return Outcome(rows, rows, [], counts)

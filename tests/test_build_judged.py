@@ -68,6 +68,11 @@ def test_without_a_judge_the_pairs_teach_what_an_answer_looks_like(tmp_path, pai
     decisions = pq.read_table(tmp_path / "run" / DECISIONS)
     both = zip(decisions["decision"].to_pylist(), decisions["probability"].to_pylist(), strict=True)
     assert all(p < 0.1 for d, p in both if d == "negative" and p is not None)
+    said = []
+    strict = {"negatives": 3, "reject_at": 0}
+    settings = config(tmp_path / "more.jsonl", minilm_en, "", mine={"top_k": 20}, choose=strict)
+    build(settings, tmp_path / "run", said.append)
+    assert any(line.startswith("warning: most negatives are unrelated passages") for line in said)
 
 
 def test_the_llm_as_reranker_gives_raw_logits_and_a_new_threshold_asks_for_none(
