@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from benchmarks.common import collection_parser, parse
-from benchmarks.miners import Negatives, Ours, Problem, at_random, hn_mine, sentence_transformers
+from benchmarks.miners import Negatives, Ours, Problem, others
 from factory.config import Config
 from factory.evaluate import evaluate
 from factory.metrics import bootstrap
@@ -51,13 +51,7 @@ def main() -> None:
     problem, config = read_run(a)
     ours = Ours(problem, config, a.out, None, print)
     n = a.negatives
-    miners: dict[str, Callable[[int], Negatives]] = {
-        "random": lambda s: at_random(problem, n, s),
-        "hn_mine 10-210": lambda s: hn_mine(problem, n, s),
-        "mine_hard_negatives": lambda s: sentence_transformers(problem, n, s),
-        "relative_margin 0.05": lambda s: sentence_transformers(problem, n, s, relative_margin=0.05),
-        OURS: lambda s: ours.choose(n, s),
-    }
+    miners = others(problem, n) | {OURS: lambda s: ours.choose(n, s)}
     print(f"{len(problem.pairs)} pairs, {len(problem.targets)} passages")
     values: dict[str, list[np.ndarray]] = {}
     for seed in range(1, a.seeds + 1):

@@ -116,6 +116,16 @@ def sentence_transformers(p: Problem, n: int, seed: int, **options: Any) -> Nega
     return chosen
 
 
+def others(p: Problem, n: int) -> dict[str, Callable[[int], Negatives]]:
+    """The miners that ours is set beside, by name; each takes a seed."""
+    return {
+        "random": lambda s: at_random(p, n, s),
+        "hn_mine 10-210": lambda s: hn_mine(p, n, s),
+        "mine_hard_negatives": lambda s: sentence_transformers(p, n, s),
+        "relative_margin 0.05": lambda s: sentence_transformers(p, n, s, relative_margin=0.05),
+    }
+
+
 class Ours:
     """What `bge-factory build` does from mine to choose. Judged once; every choice after that is free.
 

@@ -17,14 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.common import collection_parser, parse
-from benchmarks.miners import Negatives, Ours, Problem, at_random, hn_mine, sentence_transformers
+from benchmarks.miners import Negatives, Ours, Problem, others
 from factory.config import Config
 from factory.duplicates import near_duplicate_groups
 from factory.evalset import read_eval_set
@@ -52,11 +51,7 @@ def main() -> None:
     )
     ours = with_llm(a, problem, config)
     n = a.negatives
-    miners: dict[str, Callable[[int], Negatives]] = {
-        "random": lambda s: at_random(problem, n, s),
-        "hn_mine 10-210": lambda s: hn_mine(problem, n, s),
-        "mine_hard_negatives": lambda s: sentence_transformers(problem, n, s),
-        "… relative_margin 0.05": lambda s: sentence_transformers(problem, n, s, relative_margin=0.05),
+    miners = others(problem, n) | {
         "ours, topk": lambda s: ours.choose(n, s, preset="topk"),
         "ours, perc 0.95": lambda s: ours.choose(n, s, preset="perc"),
         "ours, resolve": lambda s: ours.choose(n, s, judge=False),

@@ -18,11 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from factory.linear import Linear, Standard, sigmoid
-from factory.modelfiles import read_json
 from factory.presets import Columns, columns_of
 from factory.retrieve import RANKED, SOURCES
 from factory.tables import row_groups
-from factory.workspace import write_json
 
 LEAST = 50  # questions to learn from
 MOST = 2_000  # questions: 400,000 rows, seconds
@@ -54,17 +52,6 @@ class Evidence(Linear):
     def __call__(self, scores: pa.Table, columns: Columns) -> Columns:
         """For `Chooser`: what a block's candidates are given."""
         return {"probability": self.probability(columns)}
-
-    def save(self, path: Path) -> None:
-        write_json(path, self.model_dump(mode="json") | {"in_words": self.in_words()})
-
-
-def load(path: Path) -> Evidence | None:
-    """The model that `save` wrote; None where the file says why there is none."""
-    stored = read_json(path)
-    return (
-        None if "missing" in stored else Evidence.model_validate({k: v for k, v in stored.items() if k != "in_words"})
-    )
 
 
 def with_evidence(columns: Columns, evidence: Evidence | None) -> Columns:

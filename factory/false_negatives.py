@@ -7,10 +7,8 @@ corrected for the judge's own error as the controls show it.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +17,6 @@ from factory.linear import Linear, Standard, sigmoid
 from factory.presets import Columns, closeness
 from factory.retrieve import SOURCES
 from factory.settings import Part
-from factory.workspace import write_json
 
 FOLDS = 5
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # C of the regression; the one with the best held-out log loss is taken
@@ -85,17 +82,6 @@ class FalseNegativeModel(Linear):
         f = np.where(yes, 1 - self.judge.specificity, self.judge.specificity)
         prior = np.clip(prior, 0.001, 0.999)
         return np.asarray(prior * s / (prior * s + (1 - prior) * f))
-
-    def save(self, path: Path) -> None:
-        write_json(path, self.model_dump(mode="json") | {"in_words": self.in_words()})
-
-
-def load_model(path: Path) -> FalseNegativeModel | None:
-    """The model that `save` wrote; None where the file says why there is none."""
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    if "missing" in stored:
-        return None
-    return FalseNegativeModel.model_validate({k: v for k, v in stored.items() if k != "in_words"})
 
 
 def features(columns: Columns) -> Columns:

@@ -61,7 +61,7 @@ def judge_candidates(
 ) -> Outcome:
     """Judge controls, then a stratified sample, fit the model, then spend `judge.band` where it is least sure.
 
-    A judge that does not tell a question's own passage from an unrelated one gets no further than the controls.
+    A judge that does not tell a question's own passage from the controls' wrong ones gets no further than these.
     """
     query, text = {p.id: p.query for p in pairs}, {t.id: t.text for t in targets}
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 
+from factory.modelfiles import read_json
 from factory.presets import Columns
 from factory.settings import Part
+from factory.workspace import write_json
 
 
 class Coefficient(Part):
@@ -40,6 +44,16 @@ class Linear(Part):
             for c in heavy
             if abs(c.weight) >= 0.01
         ]
+
+    def save(self, path: Path) -> None:
+        """As JSON, with the coefficients in words too."""
+        write_json(path, self.model_dump(mode="json") | {"in_words": self.in_words()})
+
+    @classmethod
+    def load(cls, path: Path) -> Self | None:
+        """The model that `save` wrote; None where the file says why there is none."""
+        stored = read_json(path)
+        return None if "missing" in stored else cls.model_validate({k: v for k, v in stored.items() if k != "in_words"})
 
 
 class Standard:

@@ -139,8 +139,8 @@ class Negatives:
         counts = {kind: totals[kind] for kind in ("negative", "promoted", "rejected", "unused") if totals[kind]}
         if 2 * seen["negative", choose.RANDOM] > totals["negative"]:
             self.say(
-                "warning: most negatives are unrelated passages drawn at random, since so few candidates were allowed; raise "
-                "choose.reject_at or mine.top_k"
+                "warning: most negatives are unrelated passages drawn at random, since so few candidates were allowed; loosen "
+                "choose: (with resolve, raise choose.reject_at) or raise mine.top_k"
             )
         told = ("rejected", "negative")
         counts |= {f"{d} {r}": n for (d, r), n in sorted(seen.items()) if d in told and r != choose.DRAWN}
@@ -154,17 +154,17 @@ class Negatives:
             return None
         if not judges(self.config):
             return self._evidence
-        from factory.false_negatives import load_model
+        from factory.false_negatives import FalseNegativeModel
         from factory.judging import Probabilities
 
-        model = load_model(self.ws.path(MODEL))
+        model = FalseNegativeModel.load(self.ws.path(MODEL))
         if not model:
             return self._evidence
         return Probabilities(model, pq.read_table(self.ws.path(JUDGEMENTS)), self._evidence)
 
     @property
     def _evidence(self) -> evidence.Evidence | None:
-        return evidence.load(self.ws.path(EVIDENCE))
+        return evidence.Evidence.load(self.ws.path(EVIDENCE))
 
     def _searches(self) -> dict[str, retrieve.Search]:
         """For each source what answers the pairs [start, end) to a depth."""

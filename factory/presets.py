@@ -61,8 +61,8 @@ def closeness(columns: Columns) -> np.ndarray:
 
 
 def resolve(columns: Columns, config: ChooseConfig) -> Verdict:
-    """No copies of the positive, nothing whose own question is nearly this one, and nothing whose probability of answering reaches `reject_at`; of the others the
-    hardest. With a judge the probability is what it taught, and a judged one from `promote_at` on becomes a positive.
+    """No copies of the positive, nothing whose own question is nearly this one, and nothing whose probability of
+    answering reaches `reject_at`; of the others the hardest. With a judge the probability is what it taught, and a judged one from `promote_at` on becomes a positive.
     Without one it is what the pairs taught (evidence.py), and then nothing either that holds the question's own answer
     word for word, as in DPR (arXiv 2004.04906), nor above the ceiling `chance + ceiling × (positive − chance)`:
     NV-Retriever's share counted from the score of an unrelated pair, so that it means the same for an encoder whose

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from factory.choose import Chooser, choose
-from factory.evidence import LEAST, learn, load, looks
+from factory.evidence import LEAST, Evidence, learn, looks
 from factory.presets import columns_of
 from factory.retrieve import RANKED
 from factory.settings import ChooseConfig
@@ -70,7 +70,7 @@ def test_the_labelled_ones_show_which_others_answer(tmp_path):
 def test_it_is_kept_on_disk_and_few_pairs_teach_nothing(tmp_path):
     found = learnt(tmp_path, planted()[0])
     found.save(tmp_path / "e.json")
-    assert load(tmp_path / "e.json") == found
+    assert Evidence.load(tmp_path / "e.json") == found
     assert f"{LEAST} are needed" in learnt(tmp_path, planted(LEAST - 1)[0])
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from factory.choose import Chooser, choose
 from factory.config import Config
-from factory.false_negatives import LEAST, fit, judge_error, load_model, wilson
+from factory.false_negatives import LEAST, FalseNegativeModel, fit, judge_error, wilson
 from factory.hybrid import MEASURES, SIDES
 from factory.judging import Probabilities, judge_candidates, stratified, unlikely
 from factory.presets import columns_of
@@ -64,7 +64,7 @@ def test_a_value_that_is_missing_counts_as_the_mean(tmp_path):
     assert np.isfinite(model.probability(columns)).all()
     assert not any(c.feature == "rerank_gap" for c in model.coefficients)  # a column that is missing throughout
     model.save(tmp_path / "m.json")
-    assert load_model(tmp_path / "m.json") == model
+    assert FalseNegativeModel.load(tmp_path / "m.json") == model
     assert "odds" in (tmp_path / "m.json").read_text()
 
 
