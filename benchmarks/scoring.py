@@ -26,6 +26,8 @@ from factory.records import Pair, read_lines
 from factory.retrieve import BLOCK, Target
 
 LENGTH = 300
+BOTH, LCS, JACCARD = "ours, LCS and edit distance", "ours, LCS", "ours, Jaccard"
+BOUND_LCS, BOUND_EDIT = "bound: cpdist, LCS", "bound: cpdist, edit distance"
 
 
 def main() -> None:
@@ -33,6 +35,7 @@ def main() -> None:
     p.add_argument("--queries", type=int, default=200_000)
     p.add_argument("--candidates", type=int, default=10)
     p.add_argument("--sample", type=int, default=30, help="pairs of each kind for plain Python")
+    p.add_argument("--rounds", type=int, default=5)
     a = parse(p)
     pairs, targets = made_up(a.collection, a.queries)
     n = len(pairs) * a.candidates
@@ -47,36 +50,44 @@ def main() -> None:
     )
     before = peak()
     token_jaccard(["a"], ["b"])  # compiled now, not while the clock runs
-    seconds = {}
-    for name, measures in (
-        ("LCS and edit distance", ("lcs_score", "edit_dist")),
-        ("LCS", ("lcs_score",)),
-        ("Jaccard", ("jaccard",)),
-    ):
-        with mock.patch.object(hybrid, "LEXICAL", {m: hybrid.LEXICAL[m] for m in measures}):
-            seconds[name] = ours(scorer, rows, a.candidates)
     keys = distinct(scorer, pairs, rows, a.candidates)
-    bound = {}
-    for name, measure in (("LCS", lcs_score), ("edit distance", edit_dist)):
-        started = time.monotonic()
-        for lefts, rights in keys:
-            measure(lefts, rights)
-        bound[name] = time.monotonic() - started
-    both = sum(bound.values())
+    rounds = [one_round(scorer, rows, a.candidates, keys) for _ in range(a.rounds)]
+    for r in rounds:
+        print("  " + ", ".join(f"{name} {value:.1f}" for name, value in r.items()), flush=True)
     memory = peak()
     plain = plain_python(keys, a.sample) * 4 * n
-    print(f"{sum(len(left) for left, _ in keys):,} distinct pairs of texts of {4 * n:,}")
-    print(
-        f"ours, LCS and edit distance   {seconds['LCS and edit distance']:9.1f} s   {seconds['LCS and edit distance'] / both:6.2f} x the bound"
-    )
-    print(f"bound: cpdist, LCS            {bound['LCS']:9.1f} s")
-    print(f"bound: cpdist, edit distance  {bound['edit distance']:9.1f} s")
-    print(
-        f"ours, Jaccard                 {seconds['Jaccard']:9.1f} s   {seconds['Jaccard'] / seconds['LCS']:6.2f} x ours, LCS alone ({seconds['LCS']:.1f} s)"
-    )
-    everything = seconds["LCS and edit distance"] + seconds["Jaccard"]
-    print(f"plain Python, extrapolated    {plain:9.0f} s   {plain / everything:6.0f} x ours (all three)")
+    seconds = {name: float(np.median([r[name] for r in rounds])) for name in rounds[0]}
+    over_bound = [r[BOTH] / (r[BOUND_LCS] + r[BOUND_EDIT]) for r in rounds]
+    over_lcs = [r[JACCARD] / r[LCS] for r in rounds]
+    everything = seconds[BOTH] + seconds[JACCARD]
+    print(f"{sum(len(left) for left, _ in keys):,} distinct pairs of texts of {4 * n:,}; medians of {a.rounds} rounds")
+    print(f"{BOTH:30} {seconds[BOTH]:9.1f} s   {ratios(over_bound)} the bound")
+    print(f"{BOUND_LCS:30} {seconds[BOUND_LCS]:9.1f} s")
+    print(f"{BOUND_EDIT:30} {seconds[BOUND_EDIT]:9.1f} s")
+    print(f"{JACCARD:30} {seconds[JACCARD]:9.1f} s   {ratios(over_lcs)} ours, LCS alone ({seconds[LCS]:.1f} s)")
+    print(f"{'plain Python, extrapolated':30} {plain:9.0f} s   {plain / everything:6.0f} x ours (all three)")
     print(f"peak memory {memory:.2f} GiB, of which {before:.2f} GiB are the texts and the libraries")
+
+
+def one_round(
+    scorer: Scorer, rows: np.ndarray, candidates: int, keys: list[tuple[list[str], list[str]]]
+) -> dict[str, float]:
+    """Seconds of each. What is compared runs one beside the other, since a shared machine's speed changes by the minute."""
+    seconds = {}
+    for name, measures in ((BOTH, ("lcs_score", "edit_dist")), (LCS, ("lcs_score",)), (JACCARD, ("jaccard",))):
+        with mock.patch.object(hybrid, "LEXICAL", {m: hybrid.LEXICAL[m] for m in measures}):
+            seconds[name] = ours(scorer, rows, candidates)
+        if name == BOTH:
+            for bound, measure in ((BOUND_LCS, lcs_score), (BOUND_EDIT, edit_dist)):
+                started = time.monotonic()
+                for lefts, rights in keys:
+                    measure(lefts, rights)
+                seconds[bound] = time.monotonic() - started
+    return seconds
+
+
+def ratios(values: list[float]) -> str:
+    return f"{np.median(values):6.2f} x ({min(values):.2f} to {max(values):.2f})"
 
 
 def made_up(collection: Path, queries: int) -> tuple[list[Pair], list[Target]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from factory.duplicates import near_duplicate_groups
 from factory.false_negatives import JudgeError, judge_error, wilson
+from factory.indexes import BM25Index
 from factory.languages import squeeze
 from factory.models import Encoder, Reranker
 from factory.records import LooseExample, parse, read_lines
@@ -20,7 +21,9 @@ from factory.settings import Part
 SHOWN = 20  # findings of a kind that are listed; all are counted
 OUTLIER = 8.0  # times the median length, or below its 1/8
 COMMON = 0.05  # share of the rows in which one negative may stand before it says little
-RELATED_ROWS = 200  # rows judged for the estimate of false negatives, one negative each
+JUDGED_ROWS = 200  # rows judged for the estimate of false negatives, one negative each
+CONTROLS = 100  # of these rows, each judged with its own positive and with another's
+SAME_SUBJECT = slice(5, 30)  # places in BM25's order from which that other is drawn: the first may answer, too
 
 
 class Finding(Part):
@@ -185,12 +188,11 @@ def _margins(rows: Sequence[LooseExample], encoder: Encoder) -> list[float]:
 
 def _false_negatives(rows: Sequence[LooseExample], judge: Reranker, seed: int) -> FalseNegatives:
     draw = random.Random(seed)
-    sample = draw.sample(list(rows), min(RELATED_ROWS, len(rows)))
-    strangers = [draw.choice(rows).pos[0] for _ in sample]
+    sample = draw.sample(list(rows), min(JUDGED_ROWS, len(rows)))
     pairs = [(r.query, draw.choice(r.neg)) for r in sample]
-    controls = [(r.query, r.pos[0]) for r in sample[:100]]
-    unrelated = [(r.query, s) for r, s in zip(sample, strangers, strict=True) if s not in r.pos][:100]
-    logits = judge.score([*pairs, *controls, *unrelated])
+    controls = [(r.query, r.pos[0]) for r in sample[:CONTROLS]]
+    wrong = _same_subject(sample[:CONTROLS], rows, draw)
+    logits = judge.score([*pairs, *controls, *wrong])
     n, m = len(pairs), len(pairs) + len(controls)
     error = judge_error(logits[n:m], logits[m:])
     affirmed = int((logits[:n] >= error.threshold).sum())
@@ -205,6 +207,24 @@ def _false_negatives(rows: Sequence[LooseExample], judge: Reranker, seed: int) -
         corrected_interval=(ends[1], ends[2]) if ends else None,
         judge=error,
     )
+
+
+def _same_subject(
+    sample: Sequence[LooseExample], rows: Sequence[LooseExample], draw: random.Random
+) -> list[tuple[str, str]]:
+    """Each question with another row's positive that shares words with it. A small LLM tells its own passage from any
+    other subject, and yet affirms whatever is of the same one: an unrelated passage would flatter it."""
+    answers: dict[str, set[str]] = defaultdict(set)
+    for r in rows:
+        answers[squeeze(r.query)].update(r.pos)
+    texts = list(dict.fromkeys(r.pos[0] for r in rows))
+    wrong = []
+    for r, found in zip(sample, BM25Index(texts).search([r.query for r in sample], SAME_SUBJECT.stop)[1], strict=True):
+        others = [t for i in found if i >= 0 and (t := texts[i]) not in answers[squeeze(r.query)]]
+        others = others[SAME_SUBJECT] or others[-1:] or [t for t in texts if t not in answers[squeeze(r.query)]]
+        if others:
+            wrong.append((r.query, draw.choice(others)))
+    return wrong
 
 
 def render(a: Audit) -> list[Any]:
@@ -238,7 +258,7 @@ def _said(f: FalseNegatives) -> list[str]:
         f"false negatives: the judge affirms {f.affirmed} of {f.sample} negatives drawn at random, "
         f"{100 * f.share:.1f} % [{100 * f.interval[0]:.1f}, {100 * f.interval[1]:.1f}]",
         f"  on {f.judge.controls} controls it is right on {100 * f.judge.sensitivity:.0f} % of the positives and "
-        f"{100 * f.judge.specificity:.0f} % of unrelated passages",
+        f"{100 * f.judge.specificity:.0f} % of other passages on the subject",
     ]
     if f.corrected is None or f.corrected_interval is None:
         return [*lines, "  that is too often wrong: the share above says nothing about the file"]

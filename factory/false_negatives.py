@@ -105,28 +105,28 @@ def features(columns: Columns) -> Columns:
     return found
 
 
-def judge_error(own: np.ndarray, unrelated: np.ndarray) -> JudgeError:
+def judge_error(own: np.ndarray, others: np.ndarray) -> JudgeError:
     """The judge's error and its best threshold, from its logits on known pairs (the largest sensitivity + specificity,
     halfway between neighbouring logits)."""
-    if not len(own) or not len(unrelated):  # nothing to measure it on: not usable
+    if not len(own) or not len(others):  # nothing to measure it on: not usable
         none = (0.0, 1.0)
         return JudgeError(
             threshold=0, sensitivity=0, specificity=0, sensitivity_interval=none, specificity_interval=none, auc=0.5,
-            controls=len(own) + len(unrelated),
+            controls=len(own) + len(others),
         )  # fmt: skip
-    logits = np.unique(np.r_[own, unrelated])
+    logits = np.unique(np.r_[own, others])
     cuts = np.r_[logits[0] - 1, (logits[1:] + logits[:-1]) / 2, logits[-1] + 1]
-    best = max(cuts, key=lambda c: ((own >= c).mean() + (unrelated < c).mean(), -abs(c)))
-    right, wrong = int((own >= best).sum()), int((unrelated < best).sum())
-    wins = (own[:, None] > unrelated).mean() + (own[:, None] == unrelated).mean() / 2
+    best = max(cuts, key=lambda c: ((own >= c).mean() + (others < c).mean(), -abs(c)))
+    right, wrong = int((own >= best).sum()), int((others < best).sum())
+    wins = (own[:, None] > others).mean() + (own[:, None] == others).mean() / 2
     return JudgeError(
         threshold=float(best),
         sensitivity=right / len(own),
-        specificity=wrong / len(unrelated),
+        specificity=wrong / len(others),
         sensitivity_interval=wilson(right, len(own)),
-        specificity_interval=wilson(wrong, len(unrelated)),
+        specificity_interval=wilson(wrong, len(others)),
         auc=float(wins),
-        controls=len(own) + len(unrelated),
+        controls=len(own) + len(others),
     )
 
 

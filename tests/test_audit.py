@@ -154,7 +154,7 @@ def test_margins_coverage_and_the_share_of_false_negatives(tmp_path):
     assert sorted(found.margins)[:10] == pytest.approx([1 - np.cos(np.radians(10))] * 10, abs=1e-6)
 
     class Judge(FirstCharacter):
-        def score(self, pairs):  # "unrelated" passages are other rows' positives: the number must fit
+        def score(self, pairs):  # the controls are other rows' positives: the number must fit
             same = [q[1:] == p[1:].split("：")[0] for q, p in pairs]
             return np.array([3.0 if s and p[0] in "正难" else -3.0 for s, (_, p) in zip(same, pairs, strict=True)])
 
@@ -169,6 +169,27 @@ def test_a_judge_that_errs_too_often_is_not_believed(tmp_path):
             return np.random.default_rng(0).normal(size=len(pairs))
 
     found = audit(write(tmp_path, clean_rows()), judge=Coin()).false_negatives
+    assert found.corrected is None
+
+
+def test_a_judge_that_knows_only_the_subject_is_not_believed(tmp_path):
+    """It is right on nine in ten passages of the whole file, and wrong on every one that matters."""
+    rows = [
+        {
+            "query": f"问{i}：{subject}类",
+            "pos": [f"{subject}类，{passage(i)}"],
+            "neg": [f"{subject}类，{passage(200 + i)}"],
+        }
+        for i, subject in enumerate("甲乙丙丁戊己庚辛壬癸" * 8)
+    ]
+
+    class Subject(FirstCharacter):
+        def score(self, pairs):
+            return np.array([2.0 if q.split("：")[1] == p.split("，")[0] else -2.0 for q, p in pairs])
+
+    found = audit(write(tmp_path, rows), judge=Subject()).false_negatives
+    assert found.affirmed == found.sample == 80
+    assert found.judge.specificity < 0.2
     assert found.corrected is None
 
 
