@@ -1,4 +1,4 @@
-"""bge-launch: plan, check, show, run. Heavy imports happen inside the commands."""
+"""bge-launch: plan, check, show, run, diagnose, migrate. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
@@ -81,6 +81,52 @@ def run(
     result = runner.run(made)
     loss = f", loss {result.loss['first']} → {result.loss['last']}" if result.loss["last"] is not None else ""
     print(f"tuned model: {result.output} ({_duration(result.seconds)}{loss})")
+
+
+@app.command()
+def diagnose(
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="Ours or anybody's; - reads standard input.")],
+) -> None:
+    """Say why a training failed: the known causes in its log, each with its line and what to change."""
+    from launch.diagnose import report
+
+    print(report(_text(log)), end="")
+
+
+@app.command()
+def migrate(
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="A file with the command; - reads standard input.")],
+    out: Annotated[Path | None, typer.Option(help="Write launch.yaml here; default: print it.")] = None,
+) -> None:
+    """Turn a training command, or a script with one, into the launch.yaml that does the same today."""
+    from factory.errors import InputError
+    from factory.workspace import atomic_text
+    from launch.contract import installed
+    from launch.migrate import migrate as read
+
+    if out and out.exists():
+        raise InputError("is there already", where=out, fix="give --out another name, or move the file aside")
+    text, folder = _text(script), Path.cwd() if str(script) == "-" else script.parent
+    made = read(text, folder=folder)
+    made = read(text, folder=folder, names=installed(made.recipe).names)
+    print(made.explain(), file=sys.stderr)
+    if out is None:
+        print(made.yaml(), end="")
+        return
+    with atomic_text(out) as file:
+        file.write(made.yaml())
+    print(f"wrote {out}; next: bge-launch check {out}", file=sys.stderr)
+
+
+def _text(path: Path) -> str:
+    """The file, or with - standard input; bytes that are not UTF-8 are shown as such."""
+    from factory.errors import InputError
+
+    try:
+        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as e:
+        raise InputError(e.strerror or "cannot be read", where=path) from e
+    return data.decode("utf-8-sig", errors="replace")
 
 
 def _stop_on_errors(problems: list[Problem]) -> None:

@@ -1,25 +1,19 @@
 """Which arguments the *installed* trainer accepts, and what became of those that it no longer does.
 
 HfArgumentParser stops on any unknown argument, and which exist differs between transformers 4
-and 5. So the names come from the installed dataclasses, never from a list kept here.
+and 5. So the names come from the installed sources (signature.py), never from a list kept here.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
-from argparse import ArgumentParser
 from dataclasses import dataclass
 from typing import Any
 
-from factory.errors import InputError
 from launch.problems import Problem, error
+from launch.signature import ENTRIES, Signature, signature
 
-MODULES = {
-    "base": "FlagEmbedding.finetune.embedder.encoder_only.base",
-    "m3-unified": "FlagEmbedding.finetune.embedder.encoder_only.m3",
-}
-_CLASSES = {"base": "EncoderOnlyEmbedder", "m3-unified": "EncoderOnlyEmbedderM3"}
+MODULES = ENTRIES
 
 # Old name → new name, where only the name changed.
 RENAMED = {
@@ -59,10 +53,10 @@ OWNED = {
 
 @dataclass(frozen=True)
 class Contract:
-    """The names that a trainer accepts; `parser` is its own HfArgumentParser."""
+    """The names that a trainer accepts, and with `signature` also which values."""
 
     names: frozenset[str]
-    parser: ArgumentParser | None = None
+    signature: Signature | None = None
 
 
 @dataclass(frozen=True)
@@ -77,34 +71,13 @@ class Translated:
 
 def installed(recipe: str) -> Contract:
     """The contract of the installed FlagEmbedding and transformers. InputError if they are not there."""
-    try:
-        from transformers import HfArgumentParser
-
-        module = importlib.import_module(MODULES[recipe])
-    except ImportError as e:
-        raise InputError(f"FlagEmbedding cannot be imported: {e}", fix="pip install 'FlagEmbedding[finetune]'") from e
-    kinds = ("ModelArguments", "DataArguments", "TrainingArguments")
-    parser = HfArgumentParser([getattr(module, _CLASSES[recipe] + kind) for kind in kinds])
-    return Contract(frozenset(action.dest for action in parser._actions if action.dest != "help"), parser)
+    found = signature(recipe)
+    return Contract(found.names, found)
 
 
-def refusal(contract: Contract, arguments: list[str]) -> str | None:
-    """What the trainer's own parser says against a command line; None if it takes it."""
-    if contract.parser is None:
-        return None
-
-    class Refused(Exception):
-        pass
-
-    def refuse(message: str) -> None:
-        raise Refused(message)
-
-    contract.parser.error = refuse  # type: ignore[method-assign, assignment]  # argparse would end the process
-    try:
-        _, unknown = contract.parser.parse_known_args(arguments)
-    except Refused as e:
-        return str(e)
-    return f"unknown: {' '.join(unknown)}" if unknown else None
+def refusal(contract: Contract, words: list[str]) -> list[str]:
+    """What the trainer's own parser would say against a command line; empty if it takes it."""
+    return contract.signature.refusal(words) if contract.signature else []
 
 
 def translate(arguments: dict[str, Any], names: frozenset[str]) -> Translated:

@@ -117,9 +117,8 @@ def make_plan(config: LaunchConfig, machine: Machine, contract: Contract) -> Lau
     problems += bad_numbers
     arguments = recipe_arguments(config, situation, batch.updates)
     words = [w for a in arguments for w in (f"--{a.name}", *a.words)]
-    refused = refusal(contract, words)
-    if refused:
-        problems.append(error("argument.value", f"the installed trainer does not take the arguments: {refused}"))
+    for said in refusal(contract, words):
+        problems.append(error("argument.value", f"the installed trainer does not take the arguments: {said}"))
     torchrun = Path(sys.executable).parent / "torchrun"
     argv = [str(torchrun), "--standalone", "--nproc_per_node", str(world_size), "-m", MODULES[config.recipe], *words]
     return LaunchPlan(
