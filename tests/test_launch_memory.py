@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.memory import CONFIG, SETTINGS, write_config
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from benchmarks.memory import CONFIG, SETTINGS, write_config
 from factory.errors import InputError
 from launch.config import load_config
 from launch.contract import Contract

