@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from factory.records import InputError, problem
 
@@ -20,11 +20,23 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Gpu(Frozen):
+    """GPUs that may be on another machine: memory of each in GiB, and whether they take bf16 (Ampere and later)."""
+
+    memory: float = Field(gt=0)
+    bf16: bool = True
+
+
 class Hardware(Frozen):
-    """Where to train. `auto`: every visible GPU; without a GPU, one process on the CPU."""
+    """Where to train. `auto`: every visible GPU; without a GPU, one process on the CPU.
+
+    With `gpu`, the plan is for `nnodes` nodes with `nproc_per_node` such GPUs each, whatever is here.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    nnodes: int = Field(default=1, ge=1)
     nproc_per_node: Literal["auto"] | int = "auto"
+    gpu: Gpu | None = None
 
     @field_validator("nproc_per_node")
     @classmethod
@@ -32,6 +44,14 @@ class Hardware(Frozen):
         if isinstance(value, int) and value < 1:
             raise ValueError("expected auto or a number from 1 on")
         return value
+
+    @model_validator(mode="after")
+    def _counted(self) -> Hardware:
+        if self.gpu and self.device == "cpu":
+            raise ValueError("gpu describes GPUs, but device is cpu; leave out one of the two")
+        if self.gpu and self.nproc_per_node == "auto":
+            raise ValueError("gpu is there, so nproc_per_node must say how many of them a node has")
+        return self
 
 
 class LaunchConfig(Frozen):
@@ -92,12 +112,9 @@ def load_config(path: Path) -> LaunchConfig:
         raise InputError(f"not valid YAML: {e}", where=path) from e
     if not isinstance(raw, dict):
         raise InputError(f"expected keys and values, got {type(raw).__name__}", where=path)
-    for key in raw:
-        if key not in LaunchConfig.model_fields:
-            near = difflib.get_close_matches(str(key), LaunchConfig.model_fields, n=1)
-            fix = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(LaunchConfig.model_fields)}"
-            fix += " Arguments of the trainer itself go under `arguments:`."
-            raise InputError(f"{key!r} is not a known key", where=path, fix=fix)
+    refuse_unknown(raw, LaunchConfig, path, "Arguments of the trainer itself go under `arguments:`.")
+    if isinstance(raw.get("hardware"), dict):
+        refuse_unknown(raw["hardware"], Hardware, path, within="hardware.")
     try:
         config = LaunchConfig.model_validate(raw)
         folder = path.resolve().parent
@@ -113,6 +130,16 @@ def load_config(path: Path) -> LaunchConfig:
     except ValueError as e:
         raise InputError(str(e), where=path, fix="set the variable, or write the path out") from e
     return config.model_copy(update=places)
+
+
+def refuse_unknown(raw: dict[Any, Any], model: type[BaseModel], path: Path, hint: str = "", within: str = "") -> None:
+    """InputError for the first key that `model` has not, naming the nearest that it has; `hint` ends its fix."""
+    known = model.model_fields
+    for key in raw:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            fix = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            raise InputError(f"{within + str(key)!r} is not a known key", where=path, fix=f"{fix} {hint}".rstrip())
 
 
 def deepspeed_file(value: str | None) -> Path | None:

@@ -1,17 +1,13 @@
-"""Reads the training files once: rows, scores, negatives, hashes, and every line that does not fit."""
+"""What the training files hold: rows, scores, negatives, hashes, and every line that does not fit."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from factory.records import Example, InputError, parse
 from launch.config import Frozen
 from launch.problems import Problem, error
-
-SHOWN = 20  # bad lines listed for one file; the rest are counted
+from launch.scan import contents
 
 
 class FileFacts(Frozen):
@@ -75,60 +71,21 @@ def _scan_file(path: Path, wanted: int) -> FileFacts:
     if path.suffix not in (".json", ".jsonl"):
         reason = f"{path}: FlagEmbedding reads only names ending in .json or .jsonl and silently skips others"
         problems.append(error("data.extension", reason, "rename the file"))
-    digest = hashlib.sha256()
-    rows = scored = prompted = thin = bad = 0
-    fewest: int | None = None
-    low, high, symmetric = float("inf"), float("-inf"), False
-    with open(path, "rb") as lines:
-        for number, raw in enumerate(lines, 1):
-            digest.update(raw)
-            if not raw.strip():
-                continue
-            try:
-                row = _example(raw, number, path)
-            except InputError as e:
-                bad += 1
-                if bad <= SHOWN:
-                    problems.append(error("data.line", f"{e.where}: {e.what}", e.fix or ""))
-                continue
-            symmetric = symmetric or (rows == 0 and "symmetric" in (row.type or ""))
-            rows += 1
-            fewest = len(row.neg) if fewest is None else min(fewest, len(row.neg))
-            thin += len(row.neg) < wanted
-            prompted += row.prompt is not None
-            if row.pos_scores is not None and row.neg_scores is not None:
-                scored += 1
-                scores = row.pos_scores + row.neg_scores
-                low, high = min(low, *scores), max(high, *scores)
-    if bad > SHOWN:
-        problems.append(error("data.line", f"{path}: {bad - SHOWN} more bad lines"))
-    if not rows and not bad:
+    held = contents(path)
+    problems += [error("data.line", f"{path}:{bad.line}: {bad.what}", bad.fix) for bad in held.bad_lines]
+    if held.bad > len(held.bad_lines):
+        problems.append(error("data.line", f"{path}: {held.bad - len(held.bad_lines)} more bad lines"))
+    if not held.rows and not held.bad:
         problems.append(error("data.empty", f"{path}: no row in it"))
     return FileFacts(
         path=path,
-        sha256=digest.hexdigest(),
-        rows=rows,
-        scored=scored,
-        prompted=prompted,
-        fewest_negatives=fewest or 0,
-        thin=thin,
-        scores_range=(low, high) if scored else None,
-        symmetric=symmetric,
+        sha256=held.sha256,
+        rows=held.rows,
+        scored=held.scored,
+        prompted=held.prompted,
+        fewest_negatives=min(held.negatives, default=0),
+        thin=sum(rows for negatives, rows in held.negatives.items() if negatives < wanted),
+        scores_range=held.scores_range,
+        symmetric="symmetric" in (held.first_type or ""),
         problems=tuple(problems),
     )
-
-
-def _example(raw: bytes, number: int, path: Path) -> Example:
-    where = f"{path}:{number}"
-    try:
-        row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
-    except UnicodeDecodeError as e:
-        raise InputError("not UTF-8", where=where, fix="save the file as UTF-8") from e
-    except json.JSONDecodeError as e:
-        got = raw.strip().decode("utf-8")[:60]
-        raise InputError(f"not valid JSON: {e.msg} at column {e.colno}; got {got!r}", where=where) from e
-    if not isinstance(row, dict):
-        raise InputError(
-            f"expected a JSON object, got {type(row).__name__}", where=where, fix="one object on each line"
-        )
-    return parse(Example, row, where)

@@ -14,22 +14,15 @@ from launch.batch import BatchFacts, batch_facts
 from launch.config import Frozen, LaunchConfig, deepspeed_file, load_config
 from launch.contract import MODULES, Contract, installed, refusal, translate
 from launch.data import DataFacts, scan
+from launch.machine import Machine, described, detect
 from launch.problems import Problem, error, warning
 from launch.recipes import Argument, Precision, Situation, recipe_arguments
-
-
-class Machine(Frozen):
-    """What this machine offers. `cores` are those that this process may use."""
-
-    gpus: int
-    bf16: bool
-    cores: int
 
 
 class LaunchPlan(Frozen):
     """A whole training run, decided. `check`, `show` and `run` all use this very object.
 
-    `argv` is what is executed, word for word; `env` is added to the environment; `prepared` is a
+    `argv` is what is executed, word for word (on several nodes only launch.render adds where they meet); `env` is added to the environment; `prepared` is a
     folder beside the output that stands in for `model`, with `overrides` in its config.json; None
     where the model is used as it is.
     """
@@ -44,7 +37,8 @@ class LaunchPlan(Frozen):
     machine: Machine
     device: Literal["cpu", "cuda"]
     precision: Precision
-    world_size: int
+    world_size: int  # processes on all nodes
+    nnodes: int = 1
     pooling: str
     model: Path
     prepared: Path | None
@@ -55,6 +49,11 @@ class LaunchPlan(Frozen):
     notes: tuple[str, ...]
     problems: tuple[Problem, ...]
 
+    @property
+    def nproc_per_node(self) -> int:
+        """Processes on each node."""
+        return self.world_size // self.nnodes
+
     def value(self, name: str) -> str | None:
         """The first word of an argument, None where it is not passed."""
         return next((a.words[0] for a in self.arguments if a.name == name and a.words), None)
@@ -62,15 +61,6 @@ class LaunchPlan(Frozen):
     def on(self, name: str) -> bool:
         """Whether a yes-or-no argument is passed as true."""
         return (self.value(name) or "").lower() in ("true", "1", "yes", "y", "t")
-
-
-def detect() -> Machine:
-    """This machine's GPUs, bf16 support and cores."""
-    import torch
-
-    gpus = torch.cuda.device_count()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(gpus=gpus, bf16=gpus > 0 and torch.cuda.is_bf16_supported(), cores=cores)
 
 
 def plan_file(path: Path) -> LaunchPlan:
@@ -83,11 +73,13 @@ def make_plan(config: LaunchConfig, machine: Machine, contract: Contract) -> Lau
     """Decides everything. Problems with data or arguments are in the plan, not raised."""
     extra = translate(config.arguments, contract.names)
     config = config.model_copy(update={"arguments": extra.arguments})
-    device = config.hardware.device
+    hardware, machine = config.hardware, described(config.hardware, machine)
+    device = hardware.device
     if device == "auto":
         device = "cuda" if machine.gpus else "cpu"
     every = max(machine.gpus, 1) if device == "cuda" else 1
-    world_size = every if config.hardware.nproc_per_node == "auto" else config.hardware.nproc_per_node
+    per_node = every if hardware.nproc_per_node == "auto" else hardware.nproc_per_node
+    world_size = hardware.nnodes * per_node
     precision: Precision = "fp32" if device == "cpu" else "bf16" if machine.bf16 else "fp16"
 
     notes, problems = list(extra.notes), list(extra.problems)
@@ -120,11 +112,12 @@ def make_plan(config: LaunchConfig, machine: Machine, contract: Contract) -> Lau
     for said in refusal(contract, words):
         problems.append(error("argument.value", f"the installed trainer does not take the arguments: {said}"))
     torchrun = Path(sys.executable).parent / "torchrun"
-    argv = [str(torchrun), "--standalone", "--nproc_per_node", str(world_size), "-m", MODULES[config.recipe], *words]
+    nodes = ["--standalone"] if hardware.nnodes == 1 else ["--nnodes", str(hardware.nnodes)]
+    argv = [str(torchrun), *nodes, "--nproc_per_node", str(per_node), "-m", MODULES[config.recipe], *words]
     return LaunchPlan(
         recipe=config.recipe,
         argv=tuple(argv),
-        env=_env(device, machine.cores, world_size) | extra.env,
+        env=_env(device, machine.cores, per_node) | extra.env,
         workdir=Path.cwd(),
         arguments=tuple(arguments),
         batch=batch,
@@ -133,6 +126,7 @@ def make_plan(config: LaunchConfig, machine: Machine, contract: Contract) -> Lau
         device=device,
         precision=precision,
         world_size=world_size,
+        nnodes=hardware.nnodes,
         pooling=pooling,
         model=config.model,
         prepared=prepared,
@@ -145,10 +139,10 @@ def make_plan(config: LaunchConfig, machine: Machine, contract: Contract) -> Lau
     )
 
 
-def _env(device: str, cores: int, world_size: int) -> dict[str, str]:
+def _env(device: str, cores: int, processes: int) -> dict[str, str]:
     env = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     if device == "cpu":
-        env["OMP_NUM_THREADS"] = str(max(cores // world_size, 1))  # torchrun would set 1 for several processes
+        env["OMP_NUM_THREADS"] = str(max(cores // processes, 1))  # torchrun would set 1 for several processes
     return env
 
 
@@ -220,7 +214,7 @@ def summary(plan: LaunchPlan) -> dict[str, Any]:
     distilled = "on" if plan.on("knowledge_distillation") else "off"
     return {
         "recipe": plan.recipe,
-        "device": f"{plan.device}, {plan.world_size} process{'es' if plan.world_size > 1 else ''}, {plan.precision}",
+        "device": f"{plan.device}, {_processes(plan)}, {plan.precision}",
         "rows": b.rows,
         "queries per step": b.queries_per_step,
         "steps per epoch": b.steps_per_epoch,
@@ -231,3 +225,9 @@ def summary(plan: LaunchPlan) -> dict[str, Any]:
         "distillation from scores": f"{distilled} ({plan.data.scored} of {b.rows} rows have scores)",
         "output": plan.output,
     }
+
+
+def _processes(plan: LaunchPlan) -> str:
+    if plan.nnodes > 1:
+        return f"{plan.nnodes} nodes × {plan.nproc_per_node} = {plan.world_size} processes"
+    return f"{plan.world_size} process{'es' if plan.world_size > 1 else ''}"
