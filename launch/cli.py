@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from launch.plan import LaunchPlan
     from launch.problems import Problem
 
 app = typer.Typer(
@@ -22,8 +23,15 @@ Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's l
 
 
 @app.command()
-def plan(config: Config) -> None:
-    """Print what the run will do: counts, and every argument with its reason."""
+def plan(
+    config: Config,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(metavar="GIB", min=0.1, help="Say whether it fits onto GPUs of this memory; default: those there."),
+    ] = None,
+    probe: Annotated[bool, typer.Option(help="Train two steps here and correct the estimate by what they took.")] = False,
+) -> None:
+    """Print what the run will do: counts, every argument with its reason, and the GPU memory that it needs."""
     from launch.plan import plan_file, summary
 
     made = plan_file(config)
@@ -37,30 +45,111 @@ def plan(config: Config) -> None:
     for note in made.notes:
         print(f"note: {note}")
     _stop_on_errors(list(made.problems))
+    gib = gpu_memory or (made.machine.memory if made.device == "cuda" else None)
+    if gib:
+        print(f"\n{_memory(config, made, gib)}")
+    if probe:
+        from launch.probe import probe as measure
+
+        print(f"\n{measure(made)}")
+
+
+app.command("explain", hidden=True)(plan)
+
+
+def _memory(config: Path, made: LaunchPlan, gib: float) -> str:
+    """The estimate for GPUs of `gib` GiB; of a plan for the CPU, what it would be on one with bf16."""
+    from factory.errors import InputError
+    from launch.fit import advice
+    from launch.plan import on_gpus
+
+    head = f"memory on GPUs of {gib:g} GiB"
+    if made.device == "cpu":
+        made, head = on_gpus(config, gib), f"{head} with bf16 (this plan itself is for the CPU)"
+    try:
+        return f"{head}: {advice(made, gib)}"
+    except ValueError as e:
+        why = e.what if isinstance(e, InputError) else "the DeepSpeed file has settings that it does not know"
+        return f"{head}: no estimate: {why}"
 
 
 @app.command()
 def check(config: Config) -> None:
     """Look for everything that would go wrong; print all of it at once."""
     from launch import preflight
-    from launch.plan import plan_file
+    from launch.plan import plan_file, processes
 
     made = plan_file(config)
     _stop_on_errors(preflight.check(made))
-    print(f"ready: {made.batch.updates} updates of {made.batch.queries_per_step} queries on {made.device}")
+    where = f"{made.device}, {processes(made)}" if made.world_size > 1 else made.device
+    print(f"ready: {made.batch.updates} updates of {made.batch.queries_per_step} queries on {where}")
 
 
 @app.command()
-def show(config: Config) -> None:
-    """Print exactly the command that `run` executes."""
-    from launch.plan import command, plan_file
+def show(
+    config: Config,
+    format: Annotated[
+        str, typer.Option(help="text, bash, slurm, k8s (PyTorchJob), trainjob (Kubeflow Trainer 2), argv or json.")
+    ] = "text",
+    cluster: Annotated[
+        Path | None, typer.Option(metavar="CLUSTER.yaml", help="What the place needs beside the plan; see above.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it here; default: print it.")] = None,
+) -> None:
+    """Print exactly the command that `run` executes, or a job that executes it somewhere else.
 
+    How many nodes and GPUs, launch.yaml says; with `gpu` they need not be here:
+
+    \b
+        hardware: {nnodes: 4, nproc_per_node: 8, gpu: {memory: 80, bf16: true}}
+
+    cluster.yaml has the rest, all of it optional:
+
+    \b
+        job_name: welding-m3
+        time_limit: 720                             # minutes
+        cpus: 96                                    # of each node
+        memory: 900                                 # GiB of each node
+        activate: source /opt/bge/bin/activate      # bash, slurm: puts torchrun on the PATH
+        workdir: /data
+        partition: gpu                              # slurm
+        account: nlp                                # slurm
+        head: gpu-1                                 # bash, argv: where several nodes meet
+        rdzv_port: 29500
+        image: registry.example/bge:1.4.2           # k8s, trainjob
+        shared_memory: 16                           # k8s, trainjob: GiB of /dev/shm
+        mounts:                                     # k8s, trainjob
+        - {claim: models, path: /models, read_only: true}
+        - {claim: projects, path: /data}
+
+    \b
+        bge-launch show launch.yaml --format slurm --cluster cluster.yaml --out train.sbatch
+        sbatch train.sbatch
+    """
+    from factory.errors import InputError
+    from launch.cluster import Cluster, load_cluster
+    from launch.plan import command, plan_file
+    from launch.render import FORMATS, render
+
+    if format != "text" and format not in FORMATS:
+        raise InputError(f"--format {format}: not a format", fix=f"one of text, {', '.join(FORMATS)}")
+    where = load_cluster(cluster) if cluster else Cluster()
     made = plan_file(config)
     _stop_on_errors(list(made.problems))
+    if format == "text" and made.nnodes > 1:
+        fix = "bge-launch show --format bash, slurm, k8s or trainjob"
+        raise InputError(f"the plan is for {made.nnodes} nodes, and one command is not enough", where=config, fix=fix)
+    text = command(made) + "\n" if format == "text" else render(made, format, where)
     if made.prepared:
-        text = f"note: {made.prepared} (the model with another config.json) is there only while `bge-launch run` runs; "
-        print(text + f"to start the command by hand, put {made.model} in its place", file=sys.stderr)
-    print(command(made))
+        note = f"note: {made.prepared} (the model with another config.json) is there only while `bge-launch run` runs; "
+        print(note + f"to start the command by hand, put {made.model} in its place", file=sys.stderr)
+    if made.machine.elsewhere and format in ("bash", "slurm") and not where.activate:
+        print(f"note: {made.argv[0]} is this machine's; `activate:` in cluster.yaml takes theirs", file=sys.stderr)
+    if out is None:
+        print(text, end="")
+        return
+    _write(out, text)
+    print(f"wrote {out}", file=sys.stderr)
 
 
 @app.command()
@@ -71,9 +160,10 @@ def run(
     """Check, print the command, train, restore the model's files and load it once."""
     from launch import preflight
     from launch import run as runner
-    from launch.plan import command, plan_file
+    from launch.plan import command, must_be_here, plan_file
 
     made = plan_file(config)
+    must_be_here(made)
     _stop_on_errors(preflight.check(made, overwrite=overwrite))
     for note in made.notes:
         print(f"note: {note}")
@@ -100,7 +190,6 @@ def migrate(
 ) -> None:
     """Turn a training command, or a script with one, into the launch.yaml that does the same today."""
     from factory.errors import InputError
-    from factory.workspace import atomic_text
     from launch.contract import installed
     from launch.migrate import migrate as read
 
@@ -113,8 +202,7 @@ def migrate(
     if out is None:
         print(made.yaml(), end="")
         return
-    with atomic_text(out) as file:
-        file.write(made.yaml())
+    _write(out, made.yaml())
     print(f"wrote {out}; next: bge-launch check {out}", file=sys.stderr)
 
 
@@ -127,6 +215,18 @@ def _text(path: Path) -> str:
     except OSError as e:
         raise InputError(e.strerror or "cannot be read", where=path) from e
     return data.decode("utf-8-sig", errors="replace")
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole text or none of it; InputError if that cannot be."""
+    from factory.errors import InputError
+    from factory.workspace import atomic_text
+
+    try:
+        with atomic_text(path) as file:
+            file.write(text)
+    except OSError as e:
+        raise InputError(e.strerror or "cannot be written", where=path) from e
 
 
 def _stop_on_errors(problems: list[Problem]) -> None:

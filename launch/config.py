@@ -102,16 +102,7 @@ def load_config(path: Path) -> LaunchConfig:
         InputError: the file is missing, is not YAML, or does not fit; names the key, and for an
             unknown key the nearest known one.
     """
-    import yaml  # type: ignore[import-untyped]
-
-    if not path.is_file():
-        raise InputError("no such file", where=path, fix="give the path of a launch.yaml")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise InputError(f"not valid YAML: {e}", where=path) from e
-    if not isinstance(raw, dict):
-        raise InputError(f"expected keys and values, got {type(raw).__name__}", where=path)
+    raw = read_yaml(path)
     refuse_unknown(raw, LaunchConfig, path, "Arguments of the trainer itself go under `arguments:`.")
     if isinstance(raw.get("hardware"), dict):
         refuse_unknown(raw["hardware"], Hardware, path, within="hardware.")
@@ -130,6 +121,21 @@ def load_config(path: Path) -> LaunchConfig:
     except ValueError as e:
         raise InputError(str(e), where=path, fix="set the variable, or write the path out") from e
     return config.model_copy(update=places)
+
+
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """The keys and values of a YAML file. InputError if it is missing or holds something else."""
+    import yaml  # type: ignore[import-untyped]
+
+    if not path.is_file():
+        raise InputError("no such file", where=path, fix="give the path of a YAML file")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise InputError(f"not valid YAML: {e}", where=path) from e
+    if not isinstance(raw, dict):
+        raise InputError(f"expected keys and values, got {type(raw).__name__}", where=path)
+    return raw
 
 
 def refuse_unknown(raw: dict[Any, Any], model: type[BaseModel], path: Path, hint: str = "", within: str = "") -> None:

@@ -124,7 +124,8 @@ def setting_of(plan: LaunchPlan) -> Setting:
         value = int(plan.value(name) or 0)
         return value if value > 0 else None
 
-    zero = read_json(plan.deepspeed).get("zero_optimization", {}) if plan.deepspeed else {}
+    zero = read_json(plan.deepspeed).get("zero_optimization") if plan.deepspeed else None
+    zero = zero if isinstance(zero, dict) else {}
     unified = plan.recipe == "m3-unified" and plan.on("unified_finetuning")
     return Setting(
         recipe="m3-unified" if unified else "base",

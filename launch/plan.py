@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from factory.errors import InputError
 from launch.base_model import overrides, stored_pooling
 from launch.batch import BatchFacts, batch_facts
-from launch.config import Frozen, LaunchConfig, deepspeed_file, load_config
+from launch.config import Frozen, Gpu, Hardware, LaunchConfig, deepspeed_file, load_config
 from launch.contract import MODULES, Contract, installed, refusal, translate
 from launch.data import DataFacts, scan
 from launch.machine import Machine, described, detect
@@ -22,9 +23,9 @@ from launch.recipes import Argument, Precision, Situation, recipe_arguments
 class LaunchPlan(Frozen):
     """A whole training run, decided. `check`, `show` and `run` all use this very object.
 
-    `argv` is what is executed, word for word (on several nodes only launch.render adds where they meet); `env` is added to the environment; `prepared` is a
-    folder beside the output that stands in for `model`, with `overrides` in its config.json; None
-    where the model is used as it is.
+    `argv` is what is executed, word for word; on several nodes launch.render adds where they meet.
+    `env` is added to the environment; `prepared` is a folder beside the output that stands in for
+    `model`, with `overrides` in its config.json; None where the model is used as it is.
     """
 
     recipe: str
@@ -67,6 +68,25 @@ def plan_file(path: Path) -> LaunchPlan:
     """The plan of a launch.yaml on this machine. InputError if the file does not fit."""
     config = load_config(path)
     return make_plan(config, detect(), installed(config.recipe))
+
+
+def on_gpus(path: Path, memory: float) -> LaunchPlan:
+    """The plan of a launch.yaml for GPUs of `memory` GiB with bf16, as many as it has processes, whatever is here."""
+    config = load_config(path)
+    count = 1 if config.hardware.nproc_per_node == "auto" else config.hardware.nproc_per_node
+    hardware = Hardware(nnodes=config.hardware.nnodes, nproc_per_node=count, gpu=Gpu(memory=memory))
+    return make_plan(config.model_copy(update={"hardware": hardware}), detect(), installed(config.recipe))
+
+
+def must_be_here(plan: LaunchPlan) -> None:
+    """InputError for a plan that this machine alone cannot execute."""
+    fix = "bge-launch show --format bash, slurm, k8s or trainjob gives a job to start there"
+    if plan.nnodes > 1:
+        raise InputError(f"the plan is for {plan.nnodes} nodes; run trains on this machine alone", fix=fix)
+    if plan.machine.elsewhere:
+        kind = f"{plan.machine.gpus} GPUs of {plan.machine.memory:g} GiB" + " with bf16" * plan.machine.bf16
+        what = f"the plan is for {kind} (`hardware.gpu` in launch.yaml), and they are not on this machine"
+        raise InputError(what, fix=f"take `gpu:` out to train on what is here; {fix}")
 
 
 def make_plan(config: LaunchConfig, machine: Machine, contract: Contract) -> LaunchPlan:
@@ -214,7 +234,7 @@ def summary(plan: LaunchPlan) -> dict[str, Any]:
     distilled = "on" if plan.on("knowledge_distillation") else "off"
     return {
         "recipe": plan.recipe,
-        "device": f"{plan.device}, {_processes(plan)}, {plan.precision}",
+        "device": f"{plan.device}, {processes(plan)}, {plan.precision}",
         "rows": b.rows,
         "queries per step": b.queries_per_step,
         "steps per epoch": b.steps_per_epoch,
@@ -227,7 +247,8 @@ def summary(plan: LaunchPlan) -> dict[str, Any]:
     }
 
 
-def _processes(plan: LaunchPlan) -> str:
+def processes(plan: LaunchPlan) -> str:
+    """How many processes, and on how many nodes."""
     if plan.nnodes > 1:
         return f"{plan.nnodes} nodes × {plan.nproc_per_node} = {plan.world_size} processes"
     return f"{plan.world_size} process{'es' if plan.world_size > 1 else ''}"

@@ -140,13 +140,13 @@ def _same_dataset(plan: LaunchPlan) -> Iterator[Problem]:
 
 
 def _hardware(plan: LaunchPlan) -> Iterator[Problem]:
-    if plan.device == "cuda" and plan.machine.gpus < plan.world_size:
-        reason = f"{plan.world_size} processes, but {plan.machine.gpus} visible GPUs"
-        yield error(
-            "gpus.too-few", reason, "lower hardware.nproc_per_node, or look at CUDA_VISIBLE_DEVICES and the driver"
-        )
-    if plan.device == "cpu" and plan.world_size > plan.machine.cores:
-        reason = f"{plan.world_size} processes share {plan.machine.cores} cores"
+    if plan.device == "cuda" and plan.machine.gpus < plan.nproc_per_node:
+        reason = f"{plan.nproc_per_node} processes, but {plan.machine.gpus} visible GPUs"
+        fix = "lower hardware.nproc_per_node, or look at CUDA_VISIBLE_DEVICES and the driver; "
+        fix += "to plan for another machine, describe its GPUs: hardware: {nproc_per_node: 8, gpu: {memory: 80}}"
+        yield error("gpus.too-few", reason, fix)
+    if plan.device == "cpu" and plan.nproc_per_node > plan.machine.cores:
+        reason = f"{plan.nproc_per_node} processes share {plan.machine.cores} cores"
         yield warning("cpu.crowded", reason, f"set hardware.nproc_per_node: {plan.machine.cores} or less")
     if not os.access(plan.argv[0], os.X_OK):
         yield error("torchrun.missing", f"{plan.argv[0]}: not there", "install torch into this Python environment")

@@ -11,10 +11,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from factory.errors import InputError
-from launch.config import Frozen
+from launch.cluster import Cluster
 from launch.plan import LaunchPlan
 
 FORMATS = ("argv", "json", "bash", "slurm", "k8s", "trainjob")
@@ -23,59 +21,13 @@ TRAINER = "trainer.kubeflow.org"
 PATIENCE = 600
 
 
-class Mount(Frozen):
-    """A PersistentVolumeClaim and the folder at which the pods see it."""
-
-    claim: str = Field(min_length=1)
-    path: Path
-    read_only: bool = False
-
-
-class Cluster(Frozen):
-    """Where a plan runs. What a format does not need is not looked at.
-
-    Args:
-        nproc_per_node: None is the plan's number; another one than the plan's is refused.
-        head: the node that the others meet at, bash and argv only.
-        job_name: a DNS label, which Kubernetes wants and Slurm takes.
-        time_limit: minutes.
-        cpus: for each node; None is what Slurm or Kubernetes gives.
-        memory: GiB for each node; None is all of a Slurm node, and no limit on Kubernetes.
-        shared_memory: GiB of /dev/shm in a pod; the runtime's 64 MiB are too few for NCCL.
-        workdir: None is the plan's; in a pod, the image's.
-        activate: a shell line that puts `torchrun` on the PATH; without it the plan's full path is used.
-    """
-
-    nnodes: int = Field(default=1, ge=1)
-    nproc_per_node: int | None = Field(default=None, ge=1)
-    head: str = Field(default="", pattern=r"^[\w.:\[\]-]*$")
-    rdzv_port: int = Field(default=29500, ge=1, le=65535)
-    job_name: str = Field(default="bge-launch", pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=40)
-    time_limit: int = Field(default=24 * 60, ge=1)
-    partition: str = Field(default="", pattern=r"^[\w.,-]*$")
-    account: str = Field(default="", pattern=r"^[\w.-]*$")
-    image: str = ""
-    mounts: tuple[Mount, ...] = ()
-    cpus: int | None = Field(default=None, ge=1)
-    memory: int | None = Field(default=None, ge=1)
-    shared_memory: int = Field(default=16, ge=1)
-    workdir: Path | None = None
-    activate: str = ""
-
-
 def render(plan: LaunchPlan, format: str, where: Cluster) -> str:
     """The plan as a text in one of FORMATS.
 
     Raises:
-        InputError: an unknown format; a process count that is not the plan's; argv without the
-            head of several nodes; a pod without an image, or that would not see a file of the plan.
+        InputError: an unknown format; argv without the head of several nodes; a pod without an image,
+            or that would not see a file of the plan.
     """
-    planned = int(_per_node(plan))
-    if where.nproc_per_node not in (None, planned):
-        raise InputError(
-            f"nproc_per_node is {where.nproc_per_node}, but the plan was made for {planned} processes on a node",
-            fix=f"set `hardware: {{nproc_per_node: {where.nproc_per_node}}}` in launch.yaml",
-        )
     if format == "argv":
         return json.dumps(_argv(plan, where), ensure_ascii=False) + "\n"
     if format == "json":
@@ -89,28 +41,24 @@ def render(plan: LaunchPlan, format: str, where: Cluster) -> str:
     raise InputError(f"{format!r} is not a format", fix=f"one of {', '.join(FORMATS)}")
 
 
-def _per_node(plan: LaunchPlan) -> str:
-    return plan.argv[plan.argv.index("--nproc_per_node") + 1]
-
-
 def _trainer(plan: LaunchPlan) -> tuple[str, ...]:
     """The words from `-m` on."""
     return plan.argv[plan.argv.index("-m") :]
 
 
-def _launcher(plan: LaunchPlan, where: Cluster, id: str, endpoint: str) -> list[str]:
+def _launcher(plan: LaunchPlan, id: str, endpoint: str) -> list[str]:
     """torchrun's own words. `id` and `endpoint` are put in as they are."""
-    if where.nnodes == 1:
-        return ["--standalone", "--nproc_per_node", _per_node(plan)]
-    nodes = ["--nnodes", str(where.nnodes), "--nproc_per_node", _per_node(plan), "--rdzv_backend", "c10d"]
+    if plan.nnodes == 1:
+        return ["--standalone", "--nproc_per_node", str(plan.nproc_per_node)]
+    nodes = ["--nnodes", str(plan.nnodes), "--nproc_per_node", str(plan.nproc_per_node), "--rdzv_backend", "c10d"]
     return [*nodes, "--rdzv_id", id, "--rdzv_endpoint", endpoint, "--rdzv_conf", f"read_timeout={PATIENCE}"]
 
 
 def _argv(plan: LaunchPlan, where: Cluster) -> list[str]:
-    if where.nnodes > 1 and not where.head:
-        raise InputError("several nodes need a head node to meet at", fix="give its host name")
+    if plan.nnodes > 1 and not where.head:
+        raise InputError("several nodes need a head node to meet at", fix="set `head:` in cluster.yaml to its host name")
     endpoint = f"{where.head}:{where.rdzv_port}"
-    return [plan.argv[0], *_launcher(plan, where, where.job_name, endpoint), *_trainer(plan)]
+    return [plan.argv[0], *_launcher(plan, where.job_name, endpoint), *_trainer(plan)]
 
 
 # Scripts
@@ -129,12 +77,13 @@ def _script(plan: LaunchPlan, format: str, where: Cluster) -> str:
     else:
         id, endpoint = '"$SLURM_JOB_ID"', '"$head:$port"'
     torchrun = "torchrun" if where.activate else shlex.quote(plan.argv[0])
-    words = [*_launcher(plan, where, id, endpoint), *map(shlex.quote, _trainer(plan))]
+    words = [*_launcher(plan, id, endpoint), *map(shlex.quote, _trainer(plan))]
     return jinja.get_template(f"{format}.j2").render(
         where=where,
         env=plan.env,
         workdir=str(where.workdir or plan.workdir),
-        gpus=_per_node(plan) if plan.device == "cuda" else None,
+        nnodes=plan.nnodes,
+        gpus=plan.nproc_per_node if plan.device == "cuda" else None,
         command=[torchrun, *_by_argument(words)],
         patience=PATIENCE,
     )
@@ -156,27 +105,28 @@ def _by_argument(words: list[str]) -> list[str]:
 
 def _check_pods(plan: LaunchPlan, where: Cluster) -> None:
     if not where.image:
-        raise InputError("a pod needs a container image", fix="one with torchrun and FlagEmbedding in it")
+        fix = "set `image:` in cluster.yaml to one with torchrun and FlagEmbedding in it"
+        raise InputError("a pod needs a container image", fix=fix)
     needed = [("the model", plan.model), *(("the training data", f.path) for f in plan.data.files)]
     if plan.deepspeed:
         needed.append(("the DeepSpeed file", plan.deepspeed))
     for what, path in [*needed, ("the output", plan.output)]:
         seen = [m for m in where.mounts if path.is_relative_to(m.path)]
         if not seen:
-            fix = "put it on a volume, give launch.yaml the path that it has there, and mount that volume's claim"
+            fix = "put it on a volume, give launch.yaml the path that it has there, and add the claim to `mounts:`"
             raise InputError(f"{path}: no mount holds {what}, so a pod would not see it", fix=fix)
         if what == "the output" and max(seen, key=lambda m: len(m.path.parts)).read_only:
             raise InputError(f"{path}: the output is on a read-only mount", fix="mount it for writing")
 
 
-def _pod_words(plan: LaunchPlan, where: Cluster) -> list[str]:
+def _pod_words(plan: LaunchPlan) -> list[str]:
     """What follows `torchrun` in a pod, `$` doubled: Kubernetes makes `$$` a `$` and replaces `$(NAME)`.
 
     One node: the plan's words. Several: both operators put PET_NNODES, PET_NPROC_PER_NODE,
     PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT into the environment, where torchrun takes
     them for the arguments that it is not given, in its static rendezvous.
     """
-    own = _launcher(plan, where, "", "") if where.nnodes == 1 else []
+    own = _launcher(plan, "", "") if plan.nnodes == 1 else []
     return [_dollars(word) for word in (*own, *_trainer(plan))]
 
 
@@ -191,7 +141,7 @@ def _env(plan: LaunchPlan) -> list[dict[str, str]]:
 def _resources(plan: LaunchPlan, where: Cluster) -> dict[str, Any]:
     limits: dict[str, Any] = {}
     if plan.device == "cuda":
-        limits["nvidia.com/gpu"] = int(_per_node(plan))
+        limits["nvidia.com/gpu"] = plan.nproc_per_node
     if where.cpus:
         limits["cpu"] = where.cpus
     if where.memory:
@@ -226,19 +176,19 @@ def _pytorch_job(plan: LaunchPlan, where: Cluster) -> dict[str, Any]:
             "name": "pytorch",  # the operator looks for this name
             "image": where.image,
             "command": ["torchrun"],
-            "args": _pod_words(plan, where),
+            "args": _pod_words(plan),
             "env": _env(plan),
             "resources": _resources(plan, where),
         }
         return {"replicas": count, "restartPolicy": "Never", "template": {"spec": _pod(where, container)}}
 
-    workers = {"Worker": replicas(where.nnodes - 1)} if where.nnodes > 1 else {}
+    workers = {"Worker": replicas(plan.nnodes - 1)} if plan.nnodes > 1 else {}
     return {
         "apiVersion": "kubeflow.org/v1",
         "kind": "PyTorchJob",
         "metadata": {"name": where.job_name},
         "spec": {
-            "nprocPerNode": _per_node(plan),
+            "nprocPerNode": str(plan.nproc_per_node),
             "runPolicy": {"cleanPodPolicy": "Running", "activeDeadlineSeconds": where.time_limit * 60},
             "pytorchReplicaSpecs": {"Master": replicas(1)} | workers,
         },
@@ -260,17 +210,17 @@ def _train_job(plan: LaunchPlan, where: Cluster) -> list[dict[str, Any]]:
         "kind": "TrainingRuntime",
         "metadata": {"name": where.job_name, "labels": {f"{TRAINER}/framework": "torch"}},
         "spec": {
-            "mlPolicy": {"numNodes": where.nnodes, "torch": {}},
+            "mlPolicy": {"numNodes": plan.nnodes, "torch": {}},
             "template": {
                 "spec": {"replicatedJobs": [{"name": "node", "template": {"metadata": step, "spec": job | pods}}]}
             },
         },
     }
     trainer = {
-        "numNodes": where.nnodes,
-        "numProcPerNode": int(_per_node(plan)),
+        "numNodes": plan.nnodes,
+        "numProcPerNode": plan.nproc_per_node,
         "command": ["torchrun"],
-        "args": _pod_words(plan, where),
+        "args": _pod_words(plan),
         "env": _env(plan),
         "resourcesPerNode": _resources(plan, where),
     }
