@@ -49,8 +49,10 @@ def plan(
     if gib:
         print(f"\n{_memory(config, made, gib)}")
     if probe:
+        from launch import preflight
         from launch.probe import probe as measure
 
+        _stop_on_errors([p for p in preflight.check(made, overwrite=True) if p.severity == "error"])
         print(f"\n{measure(made)}")
 
 
