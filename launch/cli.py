@@ -27,9 +27,13 @@ def plan(
     config: Config,
     gpu_memory: Annotated[
         float | None,
-        typer.Option(metavar="GIB", min=0.1, help="Say whether it fits onto GPUs of this memory; default: those there."),
+        typer.Option(
+            metavar="GIB", min=0.1, help="Say whether it fits onto GPUs of this memory; default: those there."
+        ),
     ] = None,
-    probe: Annotated[bool, typer.Option(help="Train two steps here and correct the estimate by what they took.")] = False,
+    probe: Annotated[
+        bool, typer.Option(help="Train two steps here and correct the estimate by what they took.")
+    ] = False,
 ) -> None:
     """Print what the run will do: counts, every argument with its reason, and the GPU memory that it needs."""
     from launch.plan import plan_file, summary

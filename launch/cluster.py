@@ -56,10 +56,6 @@ def load_cluster(path: Path) -> Cluster:
             what = f"{name!r} is not set here: the plan depends on it"
             raise InputError(what, where=path, fix=f"set `hardware: {{{name}: {raw[name]}}}` in launch.yaml")
     refuse_unknown(raw, Cluster, path)
-    mounts = raw.get("mounts")
-    for number, mount in enumerate(mounts if isinstance(mounts, list) else []):
-        if isinstance(mount, dict):
-            refuse_unknown(mount, Mount, path, within=f"mounts.{number}.")
     try:
         return Cluster.model_validate(raw)
     except ValidationError as e:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -104,8 +104,6 @@ def load_config(path: Path) -> LaunchConfig:
     """
     raw = read_yaml(path)
     refuse_unknown(raw, LaunchConfig, path, "Arguments of the trainer itself go under `arguments:`.")
-    if isinstance(raw.get("hardware"), dict):
-        refuse_unknown(raw["hardware"], Hardware, path, within="hardware.")
     try:
         config = LaunchConfig.model_validate(raw)
         folder = path.resolve().parent
@@ -139,13 +137,25 @@ def read_yaml(path: Path) -> dict[Any, Any]:
 
 
 def refuse_unknown(raw: dict[Any, Any], model: type[BaseModel], path: Path, hint: str = "", within: str = "") -> None:
-    """InputError for the first key that `model` has not, naming the nearest that it has; `hint` ends its fix."""
+    """InputError for the first key that `model`, or a model in it, has not; names the nearest. `hint` ends the fix."""
     known = model.model_fields
-    for key in raw:
+    for key, value in raw.items():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             fix = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
             raise InputError(f"{within + str(key)!r} is not a known key", where=path, fix=f"{fix} {hint}".rstrip())
+        inner = _model_in(known[key].annotation)
+        values = {f"{within}{key}.{i}.": v for i, v in enumerate(value)} if isinstance(value, list) else {}
+        for place, one in (values or {f"{within}{key}.": value}).items():
+            if inner and isinstance(one, dict):
+                refuse_unknown(one, inner, path, within=place)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model in `Model`, `Model | None` or `tuple[Model, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
 
 
 def deepspeed_file(value: str | None) -> Path | None:

@@ -23,7 +23,7 @@ ASK_TORCH = (
 
 
 class Machine(Frozen):
-    """One node. `cores` are those that this process may use, `memory` GiB of its smallest visible GPU.
+    """One node. `cores` are those that this process may use, `memory` GiB of its smallest visible GPU, if known.
 
     `elsewhere`: the GPUs are described in launch.yaml, and this machine does not have them.
     """
@@ -36,7 +36,7 @@ class Machine(Frozen):
 
 
 class Gpu(NamedTuple):
-    """A GPU, or one instance of a divided one (MIG): MiB of memory and its compute capability."""
+    """A GPU, or one instance of a divided one (MIG): MiB of memory, 0 if not known, and its compute capability."""
 
     uuid: str
     memory: int
@@ -54,12 +54,13 @@ class Instance(NamedTuple):
 def detect(environment: Mapping[str, str] = os.environ) -> Machine:
     """This machine: the GPUs that CUDA_VISIBLE_DEVICES leaves visible, and its cores."""
     gpus = _gpus(environment)
+    memory = min((g.memory for g in gpus), default=0)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(
         gpus=len(gpus),
         bf16=bool(gpus) and min(g.capability for g in gpus) >= BF16,
         cores=cores,
-        memory=round(min(g.memory for g in gpus) / 1024, 1) if gpus else None,
+        memory=round(memory / 1024, 1) if memory else None,
     )
 
 
@@ -71,7 +72,8 @@ def described(hardware: Hardware, here: Machine) -> Machine:
     gpu, count = hardware.gpu, hardware.nproc_per_node
     if gpu is None or count == "auto":
         return here
-    same = here.gpus >= count and here.bf16 >= gpu.bf16 and (here.memory or 0) >= 0.9 * gpu.memory
+    enough = here.memory is None or here.memory >= 0.9 * gpu.memory
+    same = here.gpus >= count and here.bf16 >= gpu.bf16 and enough
     return Machine(gpus=count, bf16=gpu.bf16, cores=here.cores, memory=gpu.memory, elsewhere=not same)
 
 
@@ -92,11 +94,14 @@ def _gpus(environment: Mapping[str, str]) -> list[Gpu]:
 def _whole(program: str, environment: Mapping[str, str]) -> list[tuple[Gpu, bool]]:
     """Every GPU in the order of its index, and whether it is divided."""
     query = "--query-gpu=uuid,memory.total,compute_cap,mig.mode.current"
-    rows = [line.split(", ") for line in _ask([program, query, "--format=csv,noheader,nounits"], environment).splitlines()]
+    rows = [
+        line.split(", ") for line in _ask([program, query, "--format=csv,noheader,nounits"], environment).splitlines()
+    ]
     found = []
     for row in rows:
-        if len(row) == 4 and row[1].isdigit() and re.fullmatch(r"\d+\.\d+", row[2]):  # a broken one says [N/A]
-            found.append((Gpu(row[0], int(row[1]), float(row[2])), row[3].strip() == "Enabled"))
+        if len(row) == 4 and re.fullmatch(r"\d+\.\d+", row[2]):  # a broken one says [N/A]
+            memory = int(row[1]) if row[1].isdigit() else 0  # one that shares the processor's says [N/A] here alone
+            found.append((Gpu(row[0], memory, float(row[2])), row[3].strip() == "Enabled"))
     return found
 
 
@@ -135,8 +140,8 @@ def chosen(whole: list[tuple[Gpu, bool]], instances: Callable[[], list[Instance]
         if gpu in found:
             return []
         found.append(gpu)
-    undivided = {gpu.uuid for gpu, divided in whole if not divided}
-    return found if all(gpu.uuid in undivided for gpu in found) else found[:1]
+    whole_ones = {one.uuid for one, _ in whole}
+    return found if all(one.uuid in whole_ones for one in found) else found[:1]
 
 
 def _named(entry: str, whole: list[tuple[Gpu, bool]], instances: Callable[[], list[Instance]]) -> Gpu | None:

@@ -45,14 +45,14 @@ def probe(plan: LaunchPlan) -> str:
                 prepare(plan.model, plan.prepared, plan.overrides)
             watch = Watch()
             with open(folder / "log", "wb") as log:
-                where = {"cwd": plan.workdir, "env": os.environ | plan.env}
-                code = subprocess.run(short(plan, folder), stdout=log, stderr=subprocess.STDOUT, **where).returncode
+                argv, env = short(plan, folder), os.environ | plan.env
+                done = subprocess.run(argv, cwd=plan.workdir, env=env, stdout=log, stderr=subprocess.STDOUT)
             taken = watch.stop() / 1024
         finally:
             if plan.prepared:
                 remove_prepared(plan.prepared)
-        if code:
-            raise TrainingFailed(f"the two steps failed with exit code {code}\n{tail(folder / 'log')}")
+        if done.returncode:
+            raise TrainingFailed(f"the two steps failed with exit code {done.returncode}\n{tail(folder / 'log')}")
     if not taken:
         raise InputError("nvidia-smi told no memory while the two steps ran", fix="try it by hand: " + " ".join(QUERY))
     lines = [

@@ -56,7 +56,9 @@ def _launcher(plan: LaunchPlan, id: str, endpoint: str) -> list[str]:
 
 def _argv(plan: LaunchPlan, where: Cluster) -> list[str]:
     if plan.nnodes > 1 and not where.head:
-        raise InputError("several nodes need a head node to meet at", fix="set `head:` in cluster.yaml to its host name")
+        raise InputError(
+            "several nodes need a head node to meet at", fix="set `head:` in cluster.yaml to its host name"
+        )
     endpoint = f"{where.head}:{where.rdzv_port}"
     return [plan.argv[0], *_launcher(plan, where.job_name, endpoint), *_trainer(plan)]
 

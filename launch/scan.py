@@ -20,6 +20,8 @@ from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from factory.records import Example, InputError, parse
 from launch.config import Frozen
 
@@ -47,7 +49,7 @@ class Contents(Frozen):
     rows: int = 0
     scored: int = 0
     prompted: int = 0
-    negatives: dict[int, int] = {}  # how many → in how many rows
+    negatives: dict[int, int] = Field(default={})  # how many → in how many rows
     scores_range: tuple[float, float] | None = None
     first_type: str | None = None  # of the first valid row
     bad: int = 0

@@ -40,7 +40,9 @@ ROWS = st.fixed_dictionaries(
         "other": TEXT,
     },
 )
-FAIR = st.sampled_from([ROW, ROW | {"pos_scores": [3], "neg_scores": [1.5, -2]}, ROW | {"prompt": "", "type": "symmetric"}])
+FAIR = st.sampled_from(
+    [ROW, ROW | {"pos_scores": [3], "neg_scores": [1.5, -2]}, ROW | {"prompt": "", "type": "symmetric"}]
+)
 BYTES = st.sampled_from([b"", b"  ", b"{", b"[1]", b"\xff", b'"', b'{"query": "\\ud800", "pos": ["p"], "neg": ["n"]}'])
 LINE = (FAIR | ROWS).map(lambda row: json.dumps(row).encode()) | BYTES
 
@@ -76,7 +78,9 @@ def test_a_line_counts_just_when_example_takes_it(tmp_path: Path, rows: list[byt
 @pytest.mark.parametrize("span", [7, 64, 500])
 def test_parts_read_by_several_processes_make_the_same_facts(tmp_path: Path, span: int) -> None:
     choose = random.Random(span)
-    rows: list[Any] = [ROW | {"query": "长" * choose.randrange(1, 40), "neg": ["n"] * choose.randrange(1, 9)} for _ in range(40)]
+    rows: list[Any] = [
+        ROW | {"query": "长" * choose.randrange(1, 40), "neg": ["n"] * choose.randrange(1, 9)} for _ in range(40)
+    ]
     for at in (3, 11, 39):
         rows[at] = b"{"
     rows[20] = b""
