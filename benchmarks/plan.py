@@ -25,7 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PLANS = {"8 GPUs": {}, "4 nodes × 8 GPUs": {"nnodes": 4}}
 COMMANDS = (["plan"], ["check"], ["show", "--format", "slurm"])
 HAN = "焊接电流过大时应当降低否则会产生气孔和飞溅预热温度可以减少冷裂纹的产生机器必须保持清洁干燥水箱里每天都要更换"
-WORDS = "the welding current is too high lower it before you start or the arc leaves pores and spatter in the steel".split()
+WORDS = (
+    "the welding current is too high lower it before you start or the arc leaves pores and spatter in the steel".split()
+)
 
 
 def write_rows(path: Path, rows: int) -> None:
@@ -41,7 +43,13 @@ def write_rows(path: Path, rows: int) -> None:
             query, *passages = choose.sample(texts, 9)
             passages = [f"{text} {number}" for text in passages]
             scores = [round(choose.uniform(-8, 2), 3) for _ in range(7)]
-            row = {"query": query[:40], "pos": passages[:1], "neg": passages[1:], "pos_scores": [5.5], "neg_scores": scores}
+            row = {
+                "query": query[:40],
+                "pos": passages[:1],
+                "neg": passages[1:],
+                "pos_scores": [5.5],
+                "neg_scores": scores,
+            }
             file.write(orjson.dumps(row) + b"\n")
     new.replace(path)
 
@@ -60,9 +68,10 @@ def seconds(command: list[str], config: Path, cache: Path) -> float:
     started = time.monotonic()
     name, *options = command
     line = [sys.executable, "-m", "launch.cli", name, str(config), *options]
-    done = subprocess.run(line, cwd=ROOT, env=os.environ | {"XDG_CACHE_HOME": str(cache)}, stdout=subprocess.DEVNULL)
+    env = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"failed: {' '.join(line)}")
+        sys.exit(f"failed: {' '.join(line)}\n{done.stderr}")
     return time.monotonic() - started
 
 
@@ -87,7 +96,10 @@ def main() -> None:
         settings |= {"hardware": {"nproc_per_node": 8, "gpu": {"memory": 80}} | hardware}
         config.write_text(json.dumps(settings))
         if not (out / "cache").exists():
-            print(f"first {COMMANDS[0][0]}, reads the file: {seconds(COMMANDS[0], config, out / 'cache'):.1f} s", flush=True)
+            print(
+                f"first {COMMANDS[0][0]}, reads the file: {seconds(COMMANDS[0], config, out / 'cache'):.1f} s",
+                flush=True,
+            )
         for command in COMMANDS:
             best = min(seconds(command, config, out / "cache") for _ in range(3))
             print(f"{name}, {' '.join(command)}: {best:.2f} s", flush=True)

@@ -88,6 +88,7 @@ def check(config: Config) -> None:
     made = plan_file(config)
     _stop_on_errors(preflight.check(made))
     where = f"{made.device}, {processes(made)}" if made.world_size > 1 else made.device
+    where += ", not on this machine" * made.machine.elsewhere
     print(f"ready: {made.batch.updates} updates of {made.batch.queries_per_step} queries on {where}")
 
 

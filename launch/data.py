@@ -71,7 +71,11 @@ def _scan_file(path: Path, wanted: int) -> FileFacts:
     if path.suffix not in (".json", ".jsonl"):
         reason = f"{path}: FlagEmbedding reads only names ending in .json or .jsonl and silently skips others"
         problems.append(error("data.extension", reason, "rename the file"))
-    held = contents(path)
+    try:
+        held = contents(path)
+    except OSError as e:
+        reason = f"{path}: cannot be read: {e.strerror}"
+        return FileFacts(path=path, problems=(*problems, error("data.unreadable", reason)))
     problems += [error("data.line", f"{path}:{bad.line}: {bad.what}", bad.fix) for bad in held.bad_lines]
     if held.bad > len(held.bad_lines):
         problems.append(error("data.line", f"{path}: {held.bad - len(held.bad_lines)} more bad lines"))

@@ -233,7 +233,8 @@ def summary(plan: LaunchPlan) -> dict[str, Any]:
     distilled = "on" if plan.on("knowledge_distillation") else "off"
     return {
         "recipe": plan.recipe,
-        "device": f"{plan.device}, {processes(plan)}, {plan.precision}",
+        "device": f"{plan.device}, {processes(plan)}, {plan.precision}"
+        + ", not on this machine" * plan.machine.elsewhere,
         "rows": b.rows,
         "queries per step": b.queries_per_step,
         "steps per epoch": b.steps_per_epoch,

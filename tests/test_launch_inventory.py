@@ -133,14 +133,16 @@ def test_a_cluster_can_be_planned_and_checked_without_it(folder: Path) -> None:
     done = launch(folder, "plan", "launch.yaml", hardware=FOUR_NODES)
     assert done.returncode == 0, done.stderr
     facts = dict(line.split(":", 1) for line in done.stdout.split("\n\n")[0].splitlines())
-    assert facts["device"].strip() == "cuda, 4 nodes × 8 = 32 processes, bf16"
+    assert facts["device"].strip() == "cuda, 4 nodes × 8 = 32 processes, bf16, not on this machine"
     assert (facts["queries per step"].strip(), facts["steps per epoch"].strip()) == ("256", "2")
     assert facts["negatives per query"].strip().startswith("7 hard + 2040 in batch (sparse and ColBERT: 56")
     assert "negatives_cross_device  " in done.stdout
     assert "memory on GPUs of 80 GiB" in done.stdout and "fits, " in done.stdout
     checked = launch(folder, "check", "launch.yaml", hardware=FOUR_NODES)
     assert checked.returncode == 0, checked.stderr
-    assert "ready: 4 updates of 256 queries on cuda, 4 nodes × 8 = 32 processes" in checked.stdout
+    assert (
+        "ready: 4 updates of 256 queries on cuda, 4 nodes × 8 = 32 processes, not on this machine\n" in checked.stdout
+    )
     old = launch(folder, "show", "launch.yaml", hardware=EIGHT | {"gpu": {"memory": 32, "bf16": False}})
     assert "--fp16 True" in old.stdout and "--standalone \\\n  --nproc_per_node 8" in old.stdout
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from factory.records import Example, InputError, parse
@@ -43,12 +43,19 @@ ROWS = st.fixed_dictionaries(
 FAIR = st.sampled_from(
     [ROW, ROW | {"pos_scores": [3], "neg_scores": [1.5, -2]}, ROW | {"prompt": "", "type": "symmetric"}]
 )
+WORD = st.sampled_from("abcd")
+NEARLY = st.fixed_dictionaries(
+    {"query": WORD, "pos": st.lists(WORD, min_size=1, max_size=2), "neg": st.lists(WORD, min_size=1, max_size=2)},
+    optional={name: st.lists(st.floats(-9, 9), min_size=1, max_size=2) for name in ("pos_scores", "neg_scores")},
+)
 BYTES = st.sampled_from([b"", b"  ", b"{", b"[1]", b"\xff", b'"', b'{"query": "\\ud800", "pos": ["p"], "neg": ["n"]}'])
-LINE = (FAIR | ROWS).map(lambda row: json.dumps(row).encode()) | BYTES
+LINE = (FAIR | NEARLY | ROWS).map(lambda row: json.dumps(row).encode()) | BYTES
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(LINE, max_size=6))
+@example([json.dumps(ROW | {"query": blank}).encode() for blank in ("", " ", "\u2003\n", "\x1c", "\ufeff")])
+@example([json.dumps(ROW | {"pos": [" "]}).encode(), json.dumps(ROW | {"neg": ["n", ""]}).encode()])
 def test_a_line_counts_just_when_example_takes_it(tmp_path: Path, rows: list[bytes]) -> None:
     found = read(lines(tmp_path / "t.jsonl", *rows))
     taken: list[Example] = []
@@ -132,6 +139,7 @@ def test_an_unchanged_file_is_not_read_again(large: Path) -> None:
     again = scan([large], 2).files[0]
     assert again.rows == 12345 and again.sha256 == first.files[0].sha256
     assert (first.files[0].thin, again.thin) == (9, 0)  # the group size is no matter of the file
+    assert scan([large], 3).files[0].thin == 0
 
 
 def test_a_changed_file_is_read_again_even_with_the_same_size_and_time(
