@@ -25,9 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PLANS = {"8 GPUs": {}, "4 nodes × 8 GPUs": {"nnodes": 4}}
 COMMANDS = (["plan"], ["check"], ["show", "--format", "slurm"])
 HAN = "焊接电流过大时应当降低否则会产生气孔和飞溅预热温度可以减少冷裂纹的产生机器必须保持清洁干燥水箱里每天都要更换"
-WORDS = (
-    "the welding current is too high lower it before you start or the arc leaves pores and spatter in the steel".split()
-)
+ENGLISH = "the welding current is too high lower it before you start or the arc leaves pores and spatter in the steel"
 
 
 def write_rows(path: Path, rows: int) -> None:
@@ -36,7 +34,7 @@ def write_rows(path: Path, rows: int) -> None:
 
     choose = random.Random(1)
     texts = ["".join(choose.choices(HAN, k=200)) for _ in range(1000)]
-    texts += [" ".join(choose.choices(WORDS, k=80)) for _ in range(1000)]
+    texts += [" ".join(choose.choices(ENGLISH.split(), k=80)) for _ in range(1000)]
     new = path.with_suffix(".new")
     with open(new, "wb") as file:
         for number in range(rows):
