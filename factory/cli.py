@@ -92,6 +92,10 @@ def evaluate(
     passage_max_length: Annotated[int, typer.Option(help="tokens")] = 512,
     cutoffs: Annotated[str, typer.Option(help="the k of metric@k")] = "1,3,6,10",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, …")] = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="write evaluation.json here; default: a run's own set goes into the run's report"),
+    ] = None,
 ) -> None:
     """Compare models on held-out questions: recall, MRR, nDCG, hit rate, each difference with its 95 % interval.
 
@@ -129,10 +133,12 @@ def evaluate(
         ks = tuple(sorted({int(k) for k in cutoffs.split(",")}))
     except ValueError as e:
         raise InputError(f"expected numbers such as 1,3,6,10, got {cutoffs!r}", where="--cutoffs") from e
-    in_run = (folder.resolve().parent / "run.json").is_file()
     run_folder = folder.resolve().parent
+    in_run = out is None and (run_folder / "run.json").is_file()
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
     result = run(
-        folder, models, cutoffs=ks, cache=run_folder / "cache" if in_run else None, out=run_folder if in_run else None
+        folder, models, cutoffs=ks, cache=run_folder / "cache" if in_run else None, out=run_folder if in_run else out
     )
     Console(width=None if sys.stdout.isatty() else 120).print(render_table(result))
     if in_run:

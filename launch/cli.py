@@ -1,4 +1,4 @@
-"""bge-launch: plan, check, show, run, diagnose, migrate. Heavy imports happen inside the commands."""
+"""bge-launch: plan, check, show, run, resume, diagnose, migrate. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
@@ -164,18 +164,41 @@ def run(
     config: Config,
     overwrite: Annotated[bool, typer.Option(help="Move a full output folder aside to <output>.old-N.")] = False,
 ) -> None:
-    """Check, print the command, train, restore the model's files and load it once."""
+    """Check, print the command, train, restore the model's files, load it, score it on `dev:`."""
     from launch import preflight
-    from launch import run as runner
-    from launch.plan import command, must_be_here, plan_file
+    from launch.plan import must_be_here, plan_file
 
     made = plan_file(config)
     must_be_here(made)
     _stop_on_errors(preflight.check(made, overwrite=overwrite))
+    _train(made, config, resume=False)
+
+
+@app.command()
+def resume(config: Config) -> None:
+    """Go on with a stopped run from its newest whole checkpoint, or anew without one; the log is continued."""
+    from launch import manifest, preflight
+    from launch.plan import must_be_here, plan_file
+
+    made = plan_file(config)
+    must_be_here(made)
+    before = manifest.stopped(made)
+    if manifest.finished(before):
+        print(f"finished: {made.output} ({before.get('updates', '?')} updates); nothing to do")
+        return
+    _stop_on_errors(preflight.check(made, overwrite=True))
+    manifest.same_run(before, made)
+    _train(made, config, resume=True)
+
+
+def _train(made: LaunchPlan, config: Path, resume: bool) -> None:
+    from launch import run as runner
+    from launch.plan import command
+
     for note in made.notes:
         print(f"note: {note}")
     print(command(made), flush=True)
-    result = runner.run(made)
+    result = runner.run(made, config=config, resume=resume)
     loss = f", loss {result.loss['first']} → {result.loss['last']}" if result.loss["last"] is not None else ""
     print(f"tuned model: {result.output} ({_duration(result.seconds)}{loss})")
 

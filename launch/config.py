@@ -60,12 +60,14 @@ class LaunchConfig(Frozen):
     Defaults: temperature, group size and seed are FlagEmbedding's own
     (abc/finetune/embedder/AbsArguments.py); the learning rate is the one of its embedder examples;
     lengths are in tokens of the model's tokenizer and fit questions and passages of about 200 words.
+    `dev` is an eval set in BEIR layout; base and tuned model are scored on it at the end.
     """
 
     recipe: Literal["base", "m3-unified"] = "base"
     model: Path
     train_data: tuple[Path, ...] = Field(min_length=1)
     output: Path
+    dev: Path | None = None
     hardware: Hardware = Hardware()
     deepspeed: str | None = None
     pooling: Pooling | None = None
@@ -111,6 +113,7 @@ def load_config(path: Path) -> LaunchConfig:
             "model": absolute(config.model, folder),
             "output": absolute(config.output, folder),
             "train_data": tuple(absolute(p, folder) for p in config.train_data),
+            "dev": absolute(config.dev, folder) if config.dev else None,
         }
         if config.deepspeed and ("/" in config.deepspeed or config.deepspeed.endswith(".json")):
             places["deepspeed"] = str(absolute(config.deepspeed, folder))

@@ -102,8 +102,8 @@ def translate(arguments: dict[str, Any], names: frozenset[str]) -> Translated:
             fix = f"set `{OWNED[new]}:` of launch.yaml instead"
             problems.append(error("argument.owned", f"arguments.{given}: bge-launch sets {new} itself", fix))
         elif new == "resume_from_checkpoint":
-            fix = "leave it out; a run starts from `model`"
-            problems.append(error("argument.refused", f"arguments.{given}: resuming is not supported yet", fix))
+            fix = "leave it out, and use `bge-launch resume`, which takes the newest whole checkpoint"
+            problems.append(error("argument.refused", f"arguments.{given}: bge-launch chooses the checkpoint", fix))
         elif new in names:
             known[new] = value
         else:

@@ -111,7 +111,7 @@ KNOWN = (
     Known("deepspeed.bf16", ("DeepSpeedBF16Config",), "the DeepSpeed file has loss-scaling keys under bf16, which 0.17 and later refuse",
           "remove all but `enabled` there, or set `deepspeed: stage0`", "FlagEmbedding#1487"),
     Known("resume.keys", ("_keys_to_ignore_on_save",), "resuming without DeepSpeed: the checkpoint's names lack the wrapper's `model.`",
-          "start anew from `model`, or train with `deepspeed: stage0`, which can resume"),
+          "`bge-launch resume`, which loads it with and without DeepSpeed; by hand only a run with DeepSpeed can resume"),
     Known("shm.full", ("out of shared memory", "unable to allocate shared memory", "killed by signal: Bus error"),
           "/dev/shm is full", "give the container more: docker --shm-size=16g; a memory-backed emptyDir on Kubernetes"),
     Known("memory.killed", ("exitcode: -9", "exitcode  : -9", "exit code -9", "(SIGKILL)", "Signals.SIGKILL", "killed by signal: Killed",

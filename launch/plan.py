@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +14,14 @@ from factory.errors import InputError
 from launch.base_model import overrides, stored_pooling
 from launch.batch import BatchFacts, batch_facts
 from launch.config import Frozen, Gpu, Hardware, LaunchConfig, deepspeed_file, load_config
-from launch.contract import MODULES, Contract, installed, refusal, translate
+from launch.contract import Contract, installed, refusal, translate
 from launch.data import DataFacts, scan
 from launch.machine import Machine, described, detect
 from launch.problems import Problem, error, warning
 from launch.recipes import Argument, Precision, Situation, recipe_arguments
+
+WORKER = "launch.worker"
+SAVING = 300  # seconds that torchrun gives its ranks from SIGTERM to SIGKILL: a step, and a checkpoint
 
 
 class LaunchPlan(Frozen):
@@ -48,6 +53,7 @@ class LaunchPlan(Frozen):
     deepspeed: Path | None
     notes: tuple[str, ...]
     problems: tuple[Problem, ...]
+    dev: Path | None = None
 
     @property
     def nproc_per_node(self) -> int:
@@ -132,7 +138,7 @@ def make_plan(config: LaunchConfig, machine: Machine, contract: Contract) -> Lau
         problems.append(error("argument.value", f"the installed trainer does not take the arguments: {said}"))
     torchrun = Path(sys.executable).parent / "torchrun"
     nodes = ["--standalone"] if hardware.nnodes == 1 else ["--nnodes", str(hardware.nnodes)]
-    argv = [str(torchrun), *nodes, "--nproc_per_node", str(per_node), "-m", MODULES[config.recipe], *words]
+    argv = [str(torchrun), *nodes, "--nproc_per_node", str(per_node), "-m", WORKER, config.recipe, *words]
     return LaunchPlan(
         recipe=config.recipe,
         argv=tuple(argv),
@@ -155,11 +161,16 @@ def make_plan(config: LaunchConfig, machine: Machine, contract: Contract) -> Lau
         deepspeed=situation.deepspeed,
         notes=tuple(notes),
         problems=tuple(problems + _pooling_problems(config)),
+        dev=config.dev,
     )
 
 
 def _env(device: str, cores: int, processes: int) -> dict[str, str]:
     env = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SAVING)
+    home = Path(__file__).resolve().parent.parent
+    if str(home) not in sysconfig.get_paths().values():  # a checkout: the ranks must find this very package
+        env["PYTHONPATH"] = os.pathsep.join([str(home), *filter(None, [os.environ.get("PYTHONPATH")])])
     if device == "cpu":
         env["OMP_NUM_THREADS"] = str(max(cores // processes, 1))  # torchrun would set 1 for several processes
     return env

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from factory.evalset import read_eval_set
+from factory.records import InputError
 from launch.base_model import half_precision, read_json
 from launch.plan import LaunchPlan
 from launch.problems import Problem, error, warning
@@ -18,7 +20,7 @@ TOKENIZERS = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.
 
 def check(plan: LaunchPlan, *, overwrite: bool = False) -> list[Problem]:
     """All problems of a plan, errors first. `overwrite`: a full output folder is no error."""
-    checks = (_data, _batch, _distillation, _model, _lengths, _same_dataset, _hardware, _deepspeed)
+    checks = (_data, _batch, _distillation, _model, _lengths, _same_dataset, _hardware, _deepspeed, _dev)
     found = list(plan.problems)
     for one in checks:
         found.extend(one(plan))
@@ -181,6 +183,17 @@ def _deepspeed(plan: LaunchPlan) -> Iterator[Problem]:
         yield error("deepspeed.bf16", reason, "bf16 needs no loss scaling: remove the keys")
 
 
+def _dev(plan: LaunchPlan) -> Iterator[Problem]:
+    if plan.dev is None:
+        return
+    if plan.recipe == "reranker":
+        yield error("dev.reranker", "`dev:` scores embedding models, not rerankers", "leave it out")
+    try:
+        read_eval_set(plan.dev)
+    except InputError as e:
+        yield error("dev.unreadable", f"{e.where}: {e.what}", e.fix or "give a folder as bge-factory writes, or none")
+
+
 def _output(plan: LaunchPlan, overwrite: bool) -> Iterator[Problem]:
     output = plan.output
     for what, path in (("the model", plan.model), *(("training data", f.path) for f in plan.data.files)):
@@ -190,7 +203,7 @@ def _output(plan: LaunchPlan, overwrite: bool) -> Iterator[Problem]:
     if output.exists() and not output.is_dir():
         yield error("output.file", f"{output}: is a file, not a folder", "choose another `output:`")
     elif output.is_dir() and any(output.iterdir()) and not overwrite:
-        fix = "choose another `output:`, or `run --overwrite`, which moves the old folder aside"
+        fix = "choose another `output:`, `run --overwrite`, which moves the old folder aside, or `bge-launch resume`"
         yield error("output.not-empty", f"{output}: not empty", fix)
     above = _first_existing(output.parent)
     if not os.access(above, os.W_OK):

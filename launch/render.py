@@ -107,7 +107,7 @@ def _by_argument(words: list[str]) -> list[str]:
 
 def _check_pods(plan: LaunchPlan, where: Cluster) -> None:
     if not where.image:
-        fix = "set `image:` in cluster.yaml to one with torchrun and FlagEmbedding in it"
+        fix = "set `image:` in cluster.yaml to one with bge-factory in it, which brings torchrun and FlagEmbedding"
         raise InputError("a pod needs a container image", fix=fix)
     needed = [("the model", plan.model), *(("the training data", f.path) for f in plan.data.files)]
     if plan.deepspeed:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launch.base_model import prepare, remove_prepared, write_json
+from launch import manifest
+from launch.base_model import prepare, read_json, remove_prepared
+from launch.checkpoints import newest, zero_stage
 from launch.config import Frozen
-from launch.finish import LoadFailed, finish, load_test, losses
-from launch.plan import LaunchPlan
+from launch.finish import LoadFailed, finish, losses, prove, score
+from launch.plan import SAVING, LaunchPlan
+from launch.runlog import cause
+from launch.worker import RECORD, RESUME
 
-PACKAGES = ("FlagEmbedding", "transformers", "torch", "accelerate", "datasets", "deepspeed", "tokenizers")
-TAIL = 30  # log lines in the error of a failed run
-PATIENCE = 20.0  # seconds from SIGTERM to SIGKILL; torchrun needs some to stop its workers
+PATIENCE = 20.0  # seconds beyond SAVING, which torchrun needs to end itself
 
 
 class TrainingFailed(RuntimeError):
@@ -29,56 +32,69 @@ class TrainingFailed(RuntimeError):
 class Interrupted(RuntimeError):
     """Ctrl-C or SIGTERM; `code` is 128 + the signal's number, as shells have it."""
 
-    def __init__(self, number: int):
-        self.code = 128 + number
-        super().__init__(f"stopped by {signal.Signals(number).name}")
+    def __init__(self, number: int, kept: str = ""):
+        self.number, self.code = number, 128 + number
+        super().__init__(f"stopped by {signal.Signals(number).name}" + (f"; {kept}" if kept else ""))
 
 
 class Result(Frozen):
-    """A finished run. `seconds` are wall-clock, the load test included."""
+    """A finished run. `seconds` are wall-clock, all attempts and the load test included."""
 
     output: Path
     seconds: float
     loss: dict[str, float | None]
+    changed: dict[str, float | None]
+    dev: dict[str, Any] | None
 
 
-def run(plan: LaunchPlan) -> Result:
-    """Trains. The plan must have passed `preflight.check`; a full output folder is moved aside first.
+def run(plan: LaunchPlan, *, config: Path | None = None, resume: bool = False) -> Result:
+    """Trains. The plan must have passed `preflight.check`.
+
+    Args:
+        plan: what is run.
+        config: its launch.yaml, named in messages.
+        resume: go on in a folder that holds a stopped run; else a full folder is moved aside first.
 
     Raises:
-        TrainingFailed: names the log and shows its last lines.
-        Interrupted: after every process of the run is gone.
+        TrainingFailed: names the log and shows why.
+        Interrupted: after every process of the run is gone; says which checkpoint is there.
     """
-    start = time.monotonic()
-    moved = move_aside(plan.output)
+    began = time.monotonic()
+    before = manifest.stopped(plan) if resume else {}
+    moved = None if resume else move_aside(plan.output)
     if moved:
         print(f"the old {plan.output} is now {moved}", flush=True)
     plan.output.mkdir(parents=True, exist_ok=True)
     log = plan.output / "launch.log"
-    code: int | None = None
-    failure: str | None = None
+    start = log.stat().st_size if log.exists() else 0
+    outcome: dict[str, Any] = {"exit_code": None, "error": None}
+    manifest.write(plan, **outcome, seconds=before.get("seconds", 0))
     try:
         if plan.prepared:
             prepare(plan.model, plan.prepared, plan.overrides)
-        code = _execute(plan, log)
-        if code:
-            failure = f"training failed with exit code {code}"
-            raise TrainingFailed(f"{failure}; the whole log: {log}\n{tail(log)}")
+        if not (resume and read_json(plan.output / RECORD).get("trained")):
+            code = _execute(plan, log, resume)
+            if code:
+                outcome |= {"exit_code": code, "error": f"training failed with exit code {code}"}
+                text = f"{outcome['error']}; the whole log: {log}\n{cause(plan.output, start)}\n{_kept(plan, config)}"
+                raise TrainingFailed(text)
         finish(plan)
-        load_test(plan.output, plan.recipe)
+        outcome["changed"] = prove(plan)
+        outcome["dev"] = score(plan)
+        outcome["exit_code"] = 0
     except LoadFailed as e:
-        failure = str(e)
+        outcome |= {"exit_code": 1, "error": str(e)}
         raise TrainingFailed(f"{e}; the whole log: {log}") from e
     except Interrupted as e:
-        failure, code = str(e), e.code
-        raise
+        outcome |= {"error": str(e), "exit_code": e.code}
+        raise Interrupted(e.number, _kept(plan, config)) from e
     finally:
         if plan.prepared:
             remove_prepared(plan.prepared)
-        seconds = time.monotonic() - start
+        seconds = before.get("seconds", 0) + time.monotonic() - began
         loss = losses(plan.output, log.read_text("utf-8", "replace") if log.exists() else "")
-        write_json(plan.output / "launch.json", _manifest(plan, code, failure, seconds, loss))
-    return Result(output=plan.output, seconds=seconds, loss=loss)
+        manifest.write(plan, **outcome, seconds=round(seconds, 1), loss=loss)
+    return Result(output=plan.output, seconds=seconds, loss=loss, changed=outcome["changed"], dev=outcome["dev"])
 
 
 def move_aside(output: Path) -> Path | None:
@@ -91,94 +107,92 @@ def move_aside(output: Path) -> Path | None:
     return output.rename(aside)
 
 
-def tail(log: Path, lines: int = TAIL) -> str:
-    """The last lines before torchrun's own report, progress bars as they last looked.
+def _kept(plan: LaunchPlan, config: Path | None) -> str:
+    """What is left of a run that ended early, and how to go on."""
+    found, torn = newest(plan.output, plan.world_size, zero_stage(plan.deepspeed))
+    command = f"bge-launch resume {config or 'CONFIG'}"
+    if read_json(plan.output / RECORD).get("trained"):
+        return f"the training itself is done, its end is not: {command}"
+    kept = f"{found.name} is complete: {command}" if found else "no checkpoint is kept"
+    return "\n".join([kept, *torn])
 
-    torchrun's report is longer than `lines` and never holds the worker's traceback, because
-    FlagEmbedding's entry point has no @record (FlagEmbedding#1438).
+
+def _execute(plan: LaunchPlan, log: Path, resume: bool) -> int:
+    """Runs argv in a session of its own, so that a signal reaches it only through us.
+
+    The first signal goes on to torchrun, which hands it to the ranks: they finish their step, save
+    and end, while what they say is still shown. A second one, or none of that in time, ends them all.
     """
-    text = log.read_bytes().decode("utf-8", "replace")  # read_text would make line ends of a bar's carriage returns
-    texts = [line.rsplit("\r", 1)[-1] for line in text.replace("\r\n", "\n").split("\n")]
-    report = next((i for i, t in enumerate(texts) if "failed (exitcode:" in t or "Sending process " in t), len(texts))
-    return "\n".join([t for t in texts[:report] if t.strip()][-lines:])
-
-
-def _execute(plan: LaunchPlan, log: Path) -> int:
-    """Runs argv in a session of its own, so that a signal reaches it only through us."""
-    previous = {s: signal.signal(s, _interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
     process: subprocess.Popen[bytes] | None = None
+    family: list[Any] = []
+    asked: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        if process is None:
+            raise Interrupted(number)
+        if len(asked) > 1:
+            _kill(process, family)
+            return
+        os.write(2, b"\nstopping: the step is finished and a checkpoint saved; once more ends at once\n")
+        family.extend(_family(process))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        timer = threading.Timer(SAVING + PATIENCE, _kill, (process, family))
+        timer.daemon = True
+        timer.start()
+
+    previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    env = os.environ | plan.env | ({RESUME: "1"} if resume else {})
     try:
         process = subprocess.Popen(
             plan.argv,
             cwd=plan.workdir,
-            env=os.environ | plan.env,
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         assert process.stdout is not None
-        with open(log, "wb", buffering=0) as file:
+        with open(log, "ab", buffering=0) as file:
             # Whatever has come, at once: waiting for line ends would hold back a progress bar's carriage returns.
             while chunk := os.read(process.stdout.fileno(), 65536):
                 file.write(chunk)
                 sys.stdout.buffer.write(chunk)
                 sys.stdout.buffer.flush()
-        return process.wait()
+        code = process.wait()
+        if asked:
+            raise Interrupted(asked[0])
+        return code
     finally:
-        for number in previous:  # a second Ctrl-C must not leave processes behind
+        for number in previous:  # another Ctrl-C must not leave processes behind
             signal.signal(number, signal.SIG_IGN)
-        if process and process.poll() is None:
-            _end(process)
+        if process:
+            _kill(process, family or _family(process))
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(number)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Stops torchrun and its workers, which it puts into sessions of their own."""
+def _family(process: subprocess.Popen[bytes]) -> list[Any]:
+    """torchrun's ranks and their children, which are in sessions of their own."""
     import psutil  # type: ignore[import-untyped]
 
     try:
-        family = psutil.Process(process.pid).children(recursive=True)
+        return list(psutil.Process(process.pid).children(recursive=True))
     except psutil.NoSuchProcess:
-        family = []
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-    _, alive = psutil.wait_procs(family, timeout=1)
-    for child in alive:
-        child.kill()
-    psutil.wait_procs(alive, timeout=5)
+        return []
+
+
+def _kill(process: subprocess.Popen[bytes], family: list[Any]) -> None:
+    """Ends what is left of a run, at once."""
+    import psutil
+
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    for child in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(family, timeout=5)
     process.wait()
-
-
-def _manifest(
-    plan: LaunchPlan, code: int | None, failure: str | None, seconds: float, loss: dict[str, float | None]
-) -> dict[str, Any]:
-    return {
-        "argv": list(plan.argv),
-        "env": plan.env,
-        "workdir": str(plan.workdir),
-        "model": str(plan.model),
-        "model_overrides": plan.overrides,
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
-        "data": [{"path": str(f.path), "sha256": f.sha256, "rows": f.rows} for f in plan.data.files],
-        "batch": plan.batch.model_dump(),
-        "seconds": round(seconds, 1),
-        "exit_code": code,
-        "error": failure,
-        "loss": loss,
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -102,7 +102,7 @@ CASES = [
     (
         "resume.keys",
         "AttributeError: 'EncoderOnlyEmbedderM3Model' object has no attribute '_keys_to_ignore_on_save'",
-        "start anew",
+        "bge-launch resume",
     ),
     ("shm.full", "RuntimeError: DataLoader worker (pid 9) is killed by signal: Bus error.", "--shm-size"),
     ("memory.killed", "E1121 api.py:882] failed (exitcode: -9) local_rank: 0 (pid: 28773) of binary: python", "memory"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -19,7 +20,8 @@ from typer.testing import CliRunner
 from launch.base_model import overrides, prepare, remove_prepared, restore_dropout
 from launch.cli import app
 from launch.finish import LoadFailed, load_test, losses, restore_files
-from launch.run import move_aside, tail
+from launch.run import move_aside
+from launch.runlog import tail
 from tests.tiny_models import make_tiny_bert, make_tiny_m3
 
 REPO = Path(__file__).resolve().parent.parent
@@ -74,6 +76,16 @@ def weights(folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     return load_file(folder / "model.safetensors")
+
+
+def write_dev(folder: Path) -> None:
+    """An eval set of three questions, as bge-factory writes it."""
+    folder.mkdir()
+    texts = [f"number {i} is the welding current" for i in range(3)]
+    for name, field in (("corpus.jsonl", texts), ("queries.jsonl", [f"what is number {i}?" for i in range(3)])):
+        lines = [json.dumps({"_id": str(i), "text": text}) + "\n" for i, text in enumerate(field)]
+        (folder / name).write_text("".join(lines))
+    (folder / "qrels.tsv").write_text("".join(f"{i}\t{i}\t1\n" for i in range(3)))
 
 
 def half(model: Path, folder: Path) -> Path:
@@ -194,7 +206,8 @@ def test_training_bert_on_one_process(tmp_path: Path, models: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
     base = half(models / "bert", tmp_path / "half")
-    config = write(tmp_path, base, query_instruction="query: ")
+    write_dev(tmp_path / "dev")
+    config = write(tmp_path, base, query_instruction="query: ", dev="dev")
     tuned = tmp_path / "out" / "tuned"
     tuned.mkdir(parents=True)
     (tuned / "precious").write_text("a week of training")
@@ -212,6 +225,11 @@ def test_training_bert_on_one_process(tmp_path: Path, models: Path) -> None:
     assert shlex.split(shown.replace("\\\n", ""))[-len(manifest["argv"]) :] == manifest["argv"]
     assert manifest["exit_code"] == 0 and manifest["seconds"] > 0 and len(manifest["data"][0]["sha256"]) == 64
     assert 0 < manifest["loss"]["last"] < 100
+    assert (manifest["updates"], manifest["updates_planned"], manifest["resumed_from"]) == (4, 4, None)
+    assert 0 < manifest["changed"]["encoder"] < 1 and f"changed by: encoder {manifest['changed']['encoder']:.2%}" in out
+    assert "'tokens_per_second'" in out and "'step': '3/4'" in out and "'time_left'" in out
+    assert {row["model"] for row in manifest["dev"]["rows"]} >= {"base", "tuned"} and manifest["dev"]["queries"] == 3
+    assert "nDCG" in out or "ndcg" in out  # the table
     assert "'train_loss'" in (tuned / "launch.log").read_text()
 
     assert json.loads((tuned / "config.json").read_text())["hidden_dropout_prob"] == 0.1
@@ -291,7 +309,9 @@ def test_a_signal_stops_every_process(tmp_path: Path, models: Path, number: sign
     process.send_signal(number)
     _, err = process.communicate(timeout=TRAINING)
     assert process.returncode == 128 + number
-    assert f"error: stopped by {number.name}" in err
+    step = re.search(r"checkpoint-(\d+) is complete: bge-launch resume", err)
+    assert f"error: stopped by {number.name}" in err and step
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    assert json.loads((tmp_path / "out" / "tuned" / "launch.json").read_text())["exit_code"] == 128 + number
+    manifest = json.loads((tmp_path / "out" / "tuned" / "launch.json").read_text())
+    assert (manifest["exit_code"], manifest["updates"], manifest["trained"]) == (128 + number, int(step[1]), False)
     assert not (tmp_path / "out" / ".tuned-base").exists()

@@ -27,7 +27,7 @@ exec torchrun \
   --rdzv_id welding-m3 \
   --rdzv_endpoint "$head:29500" \
   --rdzv_conf read_timeout=600 \
-  -m FlagEmbedding.finetune.embedder.encoder_only.m3 \
+  -m launch.worker m3-unified \
   --model_name_or_path /models/bge-m3 \
   --train_data '/data/焊接 项目/train.jsonl' /data/more.jsonl \
   --output_dir /data/out/tuned \

@@ -9,7 +9,7 @@ cd '/data/焊接 项目'
 exec /opt/bge/bin/torchrun \
   --standalone \
   --nproc_per_node 8 \
-  -m FlagEmbedding.finetune.embedder.encoder_only.m3 \
+  -m launch.worker m3-unified \
   --model_name_or_path /models/bge-m3 \
   --train_data '/data/焊接 项目/train.jsonl' /data/more.jsonl \
   --output_dir /data/out/tuned \
