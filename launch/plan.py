@@ -170,7 +170,8 @@ def _env(device: str, cores: int, processes: int) -> dict[str, str]:
     env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SAVING)
     home = Path(__file__).resolve().parent.parent
     if str(home) not in sysconfig.get_paths().values():  # a checkout: the ranks must find this very package
-        env["PYTHONPATH"] = os.pathsep.join([str(home), *filter(None, [os.environ.get("PYTHONPATH")])])
+        others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        env["PYTHONPATH"] = os.pathsep.join([str(home), *(p for p in others if p not in ("", str(home)))])
     if device == "cpu":
         env["OMP_NUM_THREADS"] = str(max(cores // processes, 1))  # torchrun would set 1 for several processes
     return env

@@ -18,7 +18,8 @@ from launch.base_model import prepare, read_json, remove_prepared
 from launch.fit import setting_of
 from launch.memory import GIB, estimate, shape_of
 from launch.plan import LaunchPlan, must_be_here
-from launch.run import TrainingFailed, tail
+from launch.run import TrainingFailed
+from launch.runlog import tail
 
 QUERY = ("nvidia-smi", "--query-gpu=uuid,memory.used", "--format=csv,noheader,nounits")
 
