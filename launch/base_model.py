@@ -47,6 +47,24 @@ def stored_pooling(model: Path) -> str | None:
     return next((name for key, name in keys.items() if config.get(key)), None)
 
 
+def hidden_size(model: Path) -> int | None:
+    """The length of the model's vectors as its config.json has it (DistilBERT says `dim`, T5 `d_model`)."""
+    config = read_json(model / "config.json")
+    value = next((config[key] for key in ("hidden_size", "dim", "d_model") if key in config), None)
+    return value if isinstance(value, int) else None
+
+
+def token_limit(model: Path) -> int | None:
+    """How many tokens the model has positions for, special ones included; None where config.json does not say."""
+    config = read_json(model / "config.json")
+    limit = config.get("max_position_embeddings")
+    if not isinstance(limit, int):
+        return None
+    if config.get("model_type") in ("roberta", "xlm-roberta"):
+        limit -= config.get("pad_token_id", 1) + 1  # their positions start after the padding index
+    return limit
+
+
 def half_precision(model: Path) -> str | None:
     """The 16-bit type that the model's config.json names for its weights, if it does."""
     config = read_json(model / "config.json")

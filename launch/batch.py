@@ -33,12 +33,15 @@ def batch_facts(
     accumulation: int = 1,
     max_steps: int = -1,
     same_dataset: bool = False,
+    in_batch: bool = True,
 ) -> BatchFacts:
     """The counts, from accelerate's BatchSamplerShard and transformers' Trainer.
 
     With drop_last a process gets floor(floor(rows / batch) / processes) batches; without, both are
     rounded up and rows are repeated to fill. In `same_dataset_within_batch` FlagEmbedding floors
     every file on its own (AbsDataset.refresh_epoch). Gradient accumulation adds no negatives.
+    `in_batch`: whether other queries' passages are negatives; not for a reranker, whose loss looks
+    at one query's group at a time (AbsRerankerModel.forward).
     """
     per_step = batch_size * world_size
     if same_dataset:
@@ -52,7 +55,7 @@ def batch_facts(
         steps = math.ceil(math.ceil(data.rows / batch_size) / world_size)
         used = data.rows
     updates_per_epoch = max(math.ceil(steps / accumulation), 1) if steps else 0
-    others = (batch_size - 1) * group_size
+    others = (batch_size - 1) * group_size if in_batch else 0
     return BatchFacts(
         rows=data.rows,
         queries_per_step=per_step,
@@ -60,6 +63,6 @@ def batch_facts(
         updates=max_steps if max_steps > 0 and steps else math.ceil(updates_per_epoch * epochs),
         dropped=data.rows - used,
         hard_negatives=group_size - 1,
-        in_batch_negatives=(per_step - 1) * group_size if cross_device else others,
+        in_batch_negatives=(per_step - 1) * group_size if cross_device and in_batch else others,
         local_negatives=others,
     )

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from factory.records import InputError, problem
 
+Recipe = Literal["base", "m3-unified", "matryoshka", "reranker"]
 Pooling = Literal["cls", "mean", "last_token"]  # the choices of FlagEmbedding's sentence_pooling_method
 
 
@@ -63,7 +64,7 @@ class LaunchConfig(Frozen):
     `dev` is an eval set in BEIR layout; base and tuned model are scored on it at the end.
     """
 
-    recipe: Literal["base", "m3-unified"] = "base"
+    recipe: Recipe = "base"
     model: Path
     train_data: tuple[Path, ...] = Field(min_length=1)
     output: Path
@@ -80,8 +81,24 @@ class LaunchConfig(Frozen):
     query_max_len: int = Field(default=64, ge=2)
     passage_max_len: int = Field(default=256, ge=2)
     temperature: float = Field(default=0.02, gt=0)
+    matryoshka_dims: tuple[int, ...] | None = None
     seed: int = Field(default=42, ge=0)
     arguments: dict[str, Any] = {}
+
+    @field_validator("matryoshka_dims")
+    @classmethod
+    def _descending(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and (not value or sorted(set(value), reverse=True) != list(value) or value[-1] < 1):
+            raise ValueError("expected lengths of vectors, each smaller than the one before, like [1024, 512, 256]")
+        return value
+
+    @model_validator(mode="after")
+    def _vectors_to_cut(self) -> LaunchConfig:
+        if self.matryoshka_dims and self.recipe == "m3-unified":
+            raise ValueError("matryoshka_dims: FlagEmbedding's m3 trainer cannot; take `recipe: matryoshka` or `base`")
+        if self.matryoshka_dims and self.recipe == "reranker":
+            raise ValueError("matryoshka_dims: a reranker gives a score and no vector; leave the key out")
+        return self
 
     @field_validator("train_data", mode="before")
     @classmethod

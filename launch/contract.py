@@ -37,6 +37,8 @@ OWNED = {
     "sentence_pooling_method": "pooling",
     "query_instruction_for_retrieval": "query_instruction",
     "passage_instruction_for_retrieval": "passage_instruction",
+    "query_instruction_for_rerank": "query_instruction",
+    "passage_instruction_for_rerank": "passage_instruction",
     "num_train_epochs": "epochs",
     "learning_rate": "learning_rate",
     "per_device_train_batch_size": "batch_size",
@@ -44,6 +46,7 @@ OWNED = {
     "query_max_len": "query_max_len",
     "passage_max_len": "passage_max_len",
     "temperature": "temperature",
+    "matryoshka_dims": "matryoshka_dims",
     "seed": "seed",
     "use_cpu": "hardware.device",
     "ddp_backend": "hardware.device",
@@ -80,7 +83,7 @@ def refusal(contract: Contract, words: list[str]) -> list[str]:
     return contract.signature.refusal(words) if contract.signature else []
 
 
-def translate(arguments: dict[str, Any], names: frozenset[str]) -> Translated:
+def translate(arguments: dict[str, Any], names: frozenset[str], recipe: str = "base") -> Translated:
     """`arguments:` of launch.yaml in the installed trainer's words; every problem, not only the first."""
     known: dict[str, Any] = {}
     env: dict[str, str] = {}
@@ -108,15 +111,20 @@ def translate(arguments: dict[str, Any], names: frozenset[str]) -> Translated:
             known[new] = value
         else:
             near = difflib.get_close_matches(new, names, n=1, cutoff=0.5)
-            fix = f"did you mean {near[0]!r}?" if near else "see `python -m " + MODULES["base"] + " --help`"
+            fix = f"did you mean {near[0]!r}?" if near else f"see `python -m {MODULES[recipe]} --help`"
             reason = f"arguments.{given}: the installed trainer has no such argument"
             problems.append(error("argument.unknown", reason, fix))
     return Translated(known, env, tuple(notes), tuple(problems))
 
 
 def warmup_name(names: frozenset[str]) -> str:
-    """Where a warm-up *fraction* goes: transformers 5 takes it as a float below 1 in warmup_steps."""
-    return "warmup_ratio" if "warmup_ratio" in names else "warmup_steps"
+    """Where a warm-up *fraction* goes: transformers 5 takes it as a float below 1 in warmup_steps.
+
+    sentence-transformers, which `matryoshka` runs on, takes it there with every transformers, and under
+    the old name only with a warning.
+    """
+    old = "warmup_ratio" in names and "matryoshka_dims" not in names
+    return "warmup_ratio" if old else "warmup_steps"
 
 
 def _renamed(name: str, value: Any, names: frozenset[str]) -> str:

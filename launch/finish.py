@@ -49,7 +49,19 @@ def finish(plan: LaunchPlan) -> None:
     for folder in folders:
         if plan.prepared:
             restore_dropout(plan.model, folder)
-        restore_files(plan.model, folder, plan.pooling)
+        if plan.recipe == "reranker":
+            restore_reranker_files(plan.model, folder)
+        else:
+            restore_files(plan.model, folder, plan.pooling)
+
+
+def restore_reranker_files(model: Path, folder: Path) -> None:
+    """The tokenizer's files, and sentence-transformers' own if the base is its CrossEncoder.
+
+    An embedder's files stay behind: with its modules.json sentence-transformers would look for a vector.
+    """
+    cross = read_json(model / "config_sentence_transformers.json").get("model_type") == "CrossEncoder"
+    _copy(model, folder, (*TOKENIZER_EXTRAS, *(ST_FILES if cross else ())))
 
 
 def restore_files(model: Path, folder: Path, pooling: str) -> None:
@@ -59,18 +71,22 @@ def restore_files(model: Path, folder: Path, pooling: str) -> None:
     where the base has none it is written, with the pooling that was trained.
     """
     modules = _modules(model)
-    for name in (*ST_FILES, *TOKENIZER_EXTRAS):
-        if (model / name).is_file() and not (folder / name).exists():
-            shutil.copyfile(model / name, folder / name)
+    _copy(model, folder, (*ST_FILES, *TOKENIZER_EXTRAS))
     for sub in (m["path"] for m in modules if m.get("path")):
         if (model / sub).is_dir() and not (folder / sub).exists():
             shutil.copytree(model / sub, folder / sub)
-    if not modules:
+    if not (folder / "modules.json").exists():
         kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
         written = [{"idx": i, "name": str(i), "path": p, "type": _ST + kind} for i, (p, kind) in enumerate(kinds)]
         write_json(folder / "modules.json", written)
     if stored_pooling(folder) != pooling:
         _write_pooling(model, folder, pooling)
+
+
+def _copy(model: Path, folder: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        if (model / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(model / name, folder / name)
 
 
 def _modules(model: Path) -> list[dict[str, str]]:
@@ -113,7 +129,7 @@ def prove(plan: LaunchPlan) -> dict[str, float | None]:
 
 
 def load_test(folder: Path, recipe: str) -> None:
-    """Loads the folder with transformers and runs it on two texts.
+    """Loads the folder with transformers and runs it on two texts; a reranker on two pairs.
 
     Raises:
         LoadFailed: it does not load, or a vector, a score or an m3 head is not finite.
@@ -121,11 +137,12 @@ def load_test(folder: Path, recipe: str) -> None:
     import torch
     from transformers import AutoTokenizer
 
+    second = list(TEXTS[::-1]) if recipe == "reranker" else None
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = _model(folder, recipe)
         with torch.no_grad():
-            tensors = {"an output": model(**tokenizer(list(TEXTS), padding=True, return_tensors="pt"))[0]}
+            tensors = {"an output": model(**tokenizer(list(TEXTS), second, padding=True, return_tensors="pt"))[0]}
         if recipe == "m3-unified":
             for name in HEADS:
                 weights = torch.load(folder / name, map_location="cpu", weights_only=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from factory.errors import InputError
 from launch.base_model import read_json
 from launch.config import Frozen
 from launch.memory import GIB, Memory, ModelShape, Setting, estimate, shape_of
@@ -118,7 +119,10 @@ def _fewer(setting: Setting, batch: int) -> str:
 
 
 def setting_of(plan: LaunchPlan) -> Setting:
-    """The setting of a plan without errors."""
+    """The setting of a plan without errors. InputError for a recipe whose memory is not estimated."""
+    if plan.recipe == "matryoshka":
+        fix = "if the GPU runs out, lower arguments.mini_batch_size: the encoder never holds more texts at a time"
+        raise InputError("the memory of `recipe: matryoshka` is not estimated", fix=fix)
 
     def number(name: str) -> int | None:
         value = int(plan.value(name) or 0)
@@ -127,8 +131,9 @@ def setting_of(plan: LaunchPlan) -> Setting:
     zero = read_json(plan.deepspeed).get("zero_optimization") if plan.deepspeed else None
     zero = zero if isinstance(zero, dict) else {}
     unified = plan.recipe == "m3-unified" and plan.on("unified_finetuning")
+    recipe: Literal["base", "m3-unified", "reranker"] = "m3-unified" if unified else "base"
     return Setting(
-        recipe="m3-unified" if unified else "base",
+        recipe="reranker" if plan.recipe == "reranker" else recipe,
         precision="bf16" if plan.on("bf16") else "fp16" if plan.on("fp16") else "fp32",
         batch_size=number("per_device_train_batch_size") or 1,
         group_size=number("train_group_size") or 1,

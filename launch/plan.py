@@ -18,7 +18,7 @@ from launch.contract import Contract, installed, refusal, translate
 from launch.data import DataFacts, scan
 from launch.machine import Machine, described, detect
 from launch.problems import Problem, error, warning
-from launch.recipes import Argument, Precision, Situation, recipe_arguments
+from launch.recipes import Argument, Precision, Situation, dims, recipe_arguments
 
 WORKER = "launch.worker"
 SAVING = 300  # seconds that torchrun gives its ranks from SIGTERM to SIGKILL: a step, and a checkpoint
@@ -96,8 +96,8 @@ def must_be_here(plan: LaunchPlan) -> None:
 
 def make_plan(config: LaunchConfig, machine: Machine, contract: Contract) -> LaunchPlan:
     """Decides everything. Problems with data or arguments are in the plan, not raised."""
-    extra = translate(config.arguments, contract.names)
-    config = config.model_copy(update={"arguments": extra.arguments})
+    extra = translate(config.arguments, contract.names, config.recipe)
+    config = config.model_copy(update={"arguments": extra.arguments, "matryoshka_dims": dims(config)})
     hardware, machine = config.hardware, described(config.hardware, machine)
     device = hardware.device
     if device == "auto":
@@ -198,17 +198,20 @@ def _batch(config: LaunchConfig, data: DataFacts, world_size: int) -> tuple[Batc
         group_size=config.train_group_size,
         world_size=world_size,
         epochs=config.epochs,
-        drop_last=flag("dataloader_drop_last", True),
+        drop_last=flag("dataloader_drop_last", True) or (config.recipe == "matryoshka" and world_size > 1),
         cross_device=flag("negatives_cross_device", world_size > 1),
         accumulation=numbers["gradient_accumulation_steps"],
         max_steps=numbers["max_steps"],
         same_dataset=flag("same_dataset_within_batch", False),
+        in_batch=config.recipe != "reranker",
     )
     return facts, problems
 
 
 def _pooling_problems(config: LaunchConfig) -> list[Problem]:
     stored = stored_pooling(config.model)
+    if config.recipe == "reranker":  # it makes no vector
+        return []
     if config.pooling is None and stored is None:
         reason = f"{config.model}: no 1_Pooling/config.json says how the model pools; cls is assumed"
         return [warning("pooling.assumed", reason, "set `pooling:` to what the model's page says")]
@@ -240,9 +243,13 @@ def summary(plan: LaunchPlan) -> dict[str, Any]:
     """The plan's facts, for people: what → how much."""
     b = plan.batch
     negatives = f"{b.hard_negatives} hard + {b.in_batch_negatives} in batch"
+    if plan.recipe == "reranker":
+        negatives = f"{b.hard_negatives} hard, none in batch: the loss looks at one query's own group at a time"
     if plan.recipe == "m3-unified" and b.local_negatives != b.in_batch_negatives:
         negatives += f" (sparse and ColBERT: {b.local_negatives}, they never cross devices)"
     distilled = "on" if plan.on("knowledge_distillation") else "off"
+    cut = next((a.words for a in plan.arguments if a.name in ("matryoshka_dims", "mrl_dims")), ())
+    vectors = {"pooling": plan.pooling} | ({"lengths of a vector": ", ".join(cut)} if cut else {})
     return {
         "recipe": plan.recipe,
         "device": f"{plan.device}, {processes(plan)}, {plan.precision}"
@@ -253,7 +260,7 @@ def summary(plan: LaunchPlan) -> dict[str, Any]:
         "updates in all": b.updates,
         "rows left over in each epoch": b.dropped,
         "negatives per query": negatives,
-        "pooling": plan.pooling,
+        **({} if plan.recipe == "reranker" else vectors),
         "distillation from scores": f"{distilled} ({plan.data.scored} of {b.rows} rows have scores)",
         "output": plan.output,
     }

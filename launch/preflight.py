@@ -10,7 +10,8 @@ from pathlib import Path
 
 from factory.evalset import read_eval_set
 from factory.records import InputError
-from launch.base_model import half_precision, read_json
+from launch.base_model import half_precision, read_json, token_limit
+from launch.checks_recipes import matryoshka, reranker
 from launch.plan import LaunchPlan
 from launch.problems import Problem, error, warning
 
@@ -20,7 +21,19 @@ TOKENIZERS = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.
 
 def check(plan: LaunchPlan, *, overwrite: bool = False) -> list[Problem]:
     """All problems of a plan, errors first. `overwrite`: a full output folder is no error."""
-    checks = (_data, _batch, _distillation, _model, _lengths, _same_dataset, _hardware, _deepspeed, _dev)
+    checks = (
+        _data,
+        _batch,
+        _distillation,
+        _model,
+        _lengths,
+        _same_dataset,
+        _hardware,
+        _deepspeed,
+        _dev,
+        reranker,
+        matryoshka,
+    )
     found = list(plan.problems)
     for one in checks:
         found.extend(one(plan))
@@ -47,6 +60,8 @@ def _data(plan: LaunchPlan) -> Iterator[Problem]:
             )
             yield warning("data.scores-in-unit", reason, "write raw reranker logits, without sigmoid")
     prompted = sum(f.prompted for f in plan.data.files)
+    if plan.recipe == "reranker":
+        return  # its trainer reads no `prompt`
     if 0 < prompted < plan.data.rows:
         reason = f"{prompted} of {plan.data.rows} rows have `prompt`; the others would train on 'None' + query"
         yield error("data.prompt-mixed", reason, "give every row a `prompt` (an empty one counts), or none")
@@ -114,12 +129,9 @@ def _model(plan: LaunchPlan) -> Iterator[Problem]:
 
 
 def _lengths(plan: LaunchPlan) -> Iterator[Problem]:
-    config = read_json(plan.model / "config.json")
-    limit = config.get("max_position_embeddings")
-    if not isinstance(limit, int):
+    limit = token_limit(plan.model)
+    if limit is None:
         return
-    if config.get("model_type") in ("roberta", "xlm-roberta"):
-        limit -= config.get("pad_token_id", 1) + 1  # their positions start after the padding index
     for name in ("query_max_len", "passage_max_len"):
         given = int(plan.value(name) or 0)
         if given > limit:

@@ -25,6 +25,7 @@ from launch.sources import ArgumentSpec, Sources
 ENTRIES = {
     "base": "FlagEmbedding.finetune.embedder.encoder_only.base",
     "m3-unified": "FlagEmbedding.finetune.embedder.encoder_only.m3",
+    "matryoshka": "launch.matryoshka",
     "reranker": "FlagEmbedding.finetune.reranker.encoder_only.base",
 }
 
@@ -107,10 +108,12 @@ def signature(recipe: str, site: Path | None = None) -> Signature:
         raise InputError(f"unknown recipe {recipe!r}", fix=f"one of {', '.join(ENTRIES)}")
     sources = Sources(site)
     found: dict[str, ArgumentSpec | None] = {}
-    for node, module in sources.parsed_by(f"{ENTRIES[recipe]}.__main__"):
+    entry = ENTRIES[recipe] if recipe == "matryoshka" else f"{ENTRIES[recipe]}.__main__"
+    for node, module in sources.parsed_by(entry):
         found |= sources.fields(node, module)
     versions: dict[str, str | None] = {}
-    for name in ("FlagEmbedding", "transformers", "deepspeed"):
+    trainer = "sentence-transformers" if recipe == "matryoshka" else "FlagEmbedding"
+    for name in (trainer, "transformers", "deepspeed"):
         installed = metadata.distributions(name=name, path=[str(site)] if site else sys.path)
         versions[name] = next((d.version for d in installed), None)
     return Signature(recipe=recipe, versions=versions, arguments=tuple(a for a in found.values() if a))

@@ -87,7 +87,9 @@ class Sources:
     def _file(self, name: str) -> Path | None:
         top, *rest = name.split(".")
         folders = [self.site / top] if self.site else []
-        if self.site is None and (spec := util.find_spec(top)):  # never of `a.b`: that would import a
+        if top == __package__:  # our own entries, in a checkout or a wheel
+            folders = [Path(__file__).parent]
+        elif self.site is None and (spec := util.find_spec(top)):  # never of `a.b`: that would import a
             folders = [Path(f) for f in spec.submodule_search_locations or []]
         files = [f for p in folders for f in (p.joinpath(*rest, "__init__.py"), p.joinpath(*rest).with_suffix(".py"))]
         return next((f for f in files if f.is_file()), None)

@@ -69,12 +69,8 @@ def _sentence_transformers_files(folder: Path, pooling: str, max_length: int, wi
         (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
-def make_tiny_m3(folder: Path) -> Path:
-    """A two-layer XLM-RoBERTa of width 64 with bge-m3's three heads (CLS, sparse, ColBERT) in `folder`."""
-    import torch
-    from transformers import XLMRobertaConfig, XLMRobertaModel
-
-    folder.mkdir(parents=True, exist_ok=True)
+def _xlm_roberta(folder: Path) -> dict[str, Any]:
+    """Saves a tokenizer; gives the configuration of a two-layer XLM-RoBERTa of width 64."""
     tokens = {
         "cls_token": "<s>",
         "pad_token": "<pad>",
@@ -83,18 +79,27 @@ def make_tiny_m3(folder: Path) -> Path:
         "mask_token": "<mask>",
     }
     vocabulary = _tokenizer(folder, tokens | {"bos_token": "<s>", "eos_token": "</s>"}, 600, 512)
-    config = XLMRobertaConfig(
-        vocab_size=vocabulary,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        max_position_embeddings=514,
-        type_vocab_size=1,
-        bos_token_id=0,
-        pad_token_id=1,
-        eos_token_id=2,
-    )
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "max_position_embeddings": 514,
+        "type_vocab_size": 1,
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+        "eos_token_id": 2,
+    }
+
+
+def make_tiny_m3(folder: Path) -> Path:
+    """A two-layer XLM-RoBERTa of width 64 with bge-m3's three heads (CLS, sparse, ColBERT) in `folder`."""
+    import torch
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = XLMRobertaConfig(**_xlm_roberta(folder))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         XLMRobertaModel(config, add_pooling_layer=True).save_pretrained(folder)
@@ -125,4 +130,17 @@ def make_tiny_bert(folder: Path) -> Path:
         torch.manual_seed(1)
         BertModel(config).save_pretrained(folder)
     _sentence_transformers_files(folder, "mean", 512, 64)
+    return folder
+
+
+def make_tiny_reranker(folder: Path, *, labels: int = 1) -> Path:
+    """A two-layer XLM-RoBERTa of width 64 with a head for `labels` scores, as bge-reranker is, in `folder`."""
+    import torch
+    from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = XLMRobertaConfig(**_xlm_roberta(folder), num_labels=labels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        XLMRobertaForSequenceClassification(config).save_pretrained(folder)
     return folder
