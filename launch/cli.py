@@ -89,7 +89,7 @@ def check(config: Config) -> None:
     _stop_on_errors(preflight.check(made))
     where = f"{made.device}, {processes(made)}" if made.world_size > 1 else made.device
     where += ", not on this machine" * made.machine.elsewhere
-    print(f"ready: {made.batch.updates} updates of {made.batch.queries_per_step} queries on {where}")
+    print(f"ready: {made.batch.updates} updates, {made.batch.queries_per_step} queries a step, on {where}")
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from launch.columns import kinds_of, late
 from launch.config import Frozen
 from launch.problems import Problem, error
 from launch.scan import contents
@@ -21,6 +22,10 @@ class FileFacts(Frozen):
     fewest_negatives: int = 0
     thin: int = 0  # rows with fewer negatives than the group needs
     scores_range: tuple[float, float] | None = None
+    several_positives: int = 0  # rows with two positives or more
+    columns: tuple[tuple[str, str], ...] = ()  # (column, kind), as `launch.columns` has them
+    late: tuple[str, ...] = ()  # columns that the file's first chunk does not have, or has as whole numbers
+    mixed_types: bool = False  # not every row has the same `type`
     symmetric: bool = False  # FlagEmbedding halves the batch of such a file in same_dataset_within_batch
     problems: tuple[Problem, ...] = ()
 
@@ -90,6 +95,10 @@ def _scan_file(path: Path, wanted: int) -> FileFacts:
         fewest_negatives=min(held.negatives, default=0),
         thin=sum(rows for negatives, rows in held.negatives.items() if negatives < wanted),
         scores_range=held.scores_range,
+        several_positives=held.several_positives,
+        columns=tuple(kinds_of(held.early, held.after).items()),
+        late=tuple(late(held.early, held.after)),
+        mixed_types=len(held.types) > 1,
         symmetric="symmetric" in (held.first_type or ""),
         problems=tuple(problems),
     )

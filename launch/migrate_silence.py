@@ -92,13 +92,23 @@ def untold(draft: Draft) -> None:
             draft.arguments[name] = value
             why = f"the trainer's default; the recipe sets {' or '.join(sorted(others))}"
             draft.change(f"no --{name}", f"arguments.{name}: {value}", why)
-    for name, value in list(draft.arguments.items()):
-        if all(name in row and _same(value, row[name]) for row in rows):
-            del draft.arguments[name]
-            draft.changes = [c for c in draft.changes if not c.now.startswith(f"arguments.{name}:")]
+    _leave_to_the_recipe(draft, rows)
     on = draft.arguments.get("same_dataset_within_batch") is True
     if on and not {"query_instruction_for_retrieval", "query_instruction_for_rerank"} & draft.told:
         draft.notes.append("the command trained on 'None' + query (no query instruction); launch.yaml has an empty one")
+
+
+def _leave_to_the_recipe(draft: Draft, rows: list[dict[str, tuple[str, ...]]]) -> None:
+    """Takes out the arguments that the recipe sets to the same value in any case; a note names them."""
+    same = []
+    for name, value in list(draft.arguments.items()):
+        if all(name in row and _same(value, row[name]) for row in rows):
+            del draft.arguments[name]
+            translated = [c.given for c in draft.changes if c.now.startswith(f"arguments.{name}:")]
+            draft.changes = [c for c in draft.changes if c.given not in translated]
+            same += translated or [f"--{name} {value}"]
+    if same:
+        draft.notes.append(f"the recipe sets these itself, to the same value: {', '.join(same)}")
 
 
 def _recipe_rows(draft: Draft) -> list[dict[str, tuple[str, ...]]]:

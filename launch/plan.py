@@ -68,6 +68,13 @@ class LaunchPlan(Frozen):
         """Whether a yes-or-no argument is passed as true."""
         return (self.value(name) or "").lower() in ("true", "1", "yes", "y", "t")
 
+    def number(self, name: str, unset: float) -> float:
+        """An argument as a number; `unset` where it is not passed, or is none (the plan's problems say so)."""
+        try:
+            return float(self.value(name) or unset)
+        except ValueError:
+            return unset
+
 
 def plan_file(path: Path) -> LaunchPlan:
     """The plan of a launch.yaml on this machine. InputError if the file does not fit."""

@@ -23,12 +23,13 @@ from typing import Any
 from pydantic import Field
 
 from factory.records import Example, InputError, parse
+from launch.columns import TYPES, Columns, joined
 from launch.config import Frozen
 
 SHOWN = 20  # bad lines that are kept; the rest are counted
 SPAN = 64 << 20  # bytes that one process reads at a time
 WORTH = 4 << 20  # bytes; of a smaller file the facts are not kept
-VERSION = 1  # to be raised when the same file gives other facts
+VERSION = 2  # to be raised when the same file gives other facts
 SETTLED = 2.0  # seconds; a file changed later than so before the reading may change again within one tick of its clock
 KEYS = frozenset(Example.model_fields)
 
@@ -52,6 +53,10 @@ class Contents(Frozen):
     negatives: dict[int, int] = Field(default={})  # how many → in how many rows
     scores_range: tuple[float, float] | None = None
     first_type: str | None = None  # of the first valid row
+    several_positives: int = 0
+    early: dict[str, str] = Field(default={})  # column → kind, as launch.columns has them
+    after: dict[str, str] = Field(default={})
+    types: tuple[str | None, ...] = ()  # values of `type`, some of them
     bad: int = 0
     bad_lines: tuple[BadLine, ...] = ()
 
@@ -147,7 +152,8 @@ def _part(path: Path, start: int, end: int) -> Contents:
     """The lines that begin in bytes [start, end); their numbers count from 1 in each part."""
     import orjson
 
-    lines = rows = scored = prompted = bad = 0
+    lines = rows = scored = prompted = several = bad = 0
+    columns = Columns()
     negatives: Counter[int] = Counter()
     low, high = math.inf, -math.inf
     first_type: str | None = None
@@ -160,10 +166,10 @@ def _part(path: Path, start: int, end: int) -> Contents:
         for raw in file:
             if at >= end:
                 break
-            at += len(raw)
+            begin, at = at, at + len(raw)
             lines += 1
             try:
-                row = orjson.loads(raw)
+                row = given = orjson.loads(raw)
                 fits = _surely_fits(row)
             except orjson.JSONDecodeError:
                 fits = False
@@ -171,7 +177,8 @@ def _part(path: Path, start: int, end: int) -> Contents:
                 if raw.isspace():
                     continue
                 try:
-                    row = _example(raw, first=start == 0 and lines == 1).model_dump()
+                    given = _object(raw, first=start == 0 and lines == 1)
+                    row = parse(Example, given, "").model_dump()
                 except InputError as e:
                     bad += 1
                     if bad <= SHOWN:
@@ -180,6 +187,8 @@ def _part(path: Path, start: int, end: int) -> Contents:
             if not rows:
                 first_type = row.get("type")
             rows += 1
+            columns.see(given, begin)
+            several += len(row["pos"]) > 1
             negatives[len(row["neg"])] += 1
             prompted += row.get("prompt") is not None
             if row.get("pos_scores") is not None and row.get("neg_scores") is not None:
@@ -194,6 +203,10 @@ def _part(path: Path, start: int, end: int) -> Contents:
         negatives=dict(negatives),
         scores_range=(float(low), float(high)) if scored else None,
         first_type=first_type,
+        several_positives=several,
+        early=columns.early,
+        after=columns.after,
+        types=tuple(columns.types),
         bad=bad,
         bad_lines=tuple(bad_lines),
     )
@@ -223,7 +236,7 @@ def _surely_fits(row: Any) -> bool:
     return all(type(score) is float or type(score) is int for score in (*p, *n))
 
 
-def _example(raw: bytes, first: bool) -> Example:
+def _object(raw: bytes, first: bool) -> dict[str, Any]:
     try:
         row = json.loads(raw.decode("utf-8-sig" if first else "utf-8"))
     except UnicodeDecodeError as e:
@@ -233,7 +246,7 @@ def _example(raw: bytes, first: bool) -> Example:
         raise InputError(f"not valid JSON: {e.msg} at column {e.colno}; got {got!r}") from e
     if not isinstance(row, dict):
         raise InputError(f"expected a JSON object, got {type(row).__name__}", fix="one object on each line")
-    return parse(Example, row, "")
+    return row
 
 
 def _joined(parts: Iterable[Contents], sha256: str) -> Contents:
@@ -256,6 +269,10 @@ def _joined(parts: Iterable[Contents], sha256: str) -> Contents:
         negatives=dict(sorted(negatives.items())),
         scores_range=(min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else None,
         first_type=next((p.first_type for p in parts if p.rows), None),
+        several_positives=sum(p.several_positives for p in parts),
+        early=joined(p.early for p in parts),
+        after=joined(p.after for p in parts),
+        types=tuple(dict.fromkeys(t for p in parts for t in p.types))[:TYPES],
         bad=sum(p.bad for p in parts),
         bad_lines=tuple(bad_lines[:SHOWN]),
     )

@@ -362,6 +362,10 @@ def test_silence_is_kept() -> None:
 def test_values_of_the_recipe_are_left_out_and_others_kept() -> None:
     same = arguments("--warmup_ratio 0.1 --normlized True --dataloader_drop_last true --logging_steps 5")
     assert same == {"logging_steps": 5}
+    notes = made(command("--warmup_ratio 0.1 --normlized True --logging_steps 5")).notes
+    said = "the recipe sets these itself, to the same value: --warmup_ratio 0.1, --normlized True"
+    assert said in notes  # who looks for them in launch.yaml is told
+    assert not [n for n in made(command("--logging_steps 5")).notes if "the recipe sets" in n]
     other = arguments("--warmup_ratio 0.2 --normlized False --dataloader_drop_last True")
     assert other == {"warmup_steps": 0.2, "normalize_embeddings": False}
     assert "negatives_cross_device" not in arguments("--negatives_cross_device", start="torchrun --nproc_per_node 2")

@@ -1,0 +1,109 @@
+"""The DeepSpeed file against the installed DeepSpeed, and against the plan: each check yields Problems."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from launch.deepspeed_schema import Schema, schema
+from launch.plan import LaunchPlan
+from launch.problems import Problem, error, warning
+
+# Keys that transformers compares with the trainer's arguments; it stops where they differ.
+FILLED = {
+    "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+}
+# Recipes whose trainer saves the weights that ZeRO-3 gathers (see launch.zero3), not what it leaves in the model.
+GATHERED: frozenset[str] = frozenset()
+
+
+def deepspeed(plan: LaunchPlan) -> Iterator[Problem]:
+    """The file that `deepspeed:` names, if it names one."""
+    path = plan.deepspeed
+    if path is None:
+        return
+    if importlib.util.find_spec("deepspeed") is None:
+        fix = "pip install deepspeed, or leave `deepspeed:` out"
+        yield error("deepspeed.missing", "deepspeed is not installed", fix)
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        names = ", ".join(sorted(f.stem for f in path.parent.glob("*.json"))) or "none there"
+        yield error("deepspeed.file", f"{path}: no such file", f"names in that folder: {names}")
+        return
+    except ValueError as e:
+        yield error("deepspeed.json", f"{path}: not valid JSON: {e}")
+        return
+    if not isinstance(settings, dict):
+        yield error("deepspeed.json", f"{path}: expected a JSON object")
+        return
+    yield from _stage(plan, path, settings)
+    yield from _values(plan, path, settings)
+    if found := schema():
+        yield from _keys(path, settings, found)
+
+
+def _section(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    value = settings.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _stage(plan: LaunchPlan, path: Path, settings: dict[str, Any]) -> Iterator[Problem]:
+    stage = _section(settings, "zero_optimization").get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        yield error("deepspeed.stage", f"{path}: zero_optimization.stage is {stage!r}; expected 0, 1, 2 or 3")
+    if stage == 3 and plan.recipe not in GATHERED:
+        reason = (
+            f"{path}: ZeRO-3: the trainer of {plan.recipe} saves the model's own tensors, which ZeRO-3 has emptied, "
+            "not the gathered weights; the training runs to its end and the saved model does not load"
+        )
+        yield error("deepspeed.zero3", reason, "use stage2, or stage2-offload if memory is short")
+
+
+def _values(plan: LaunchPlan, path: Path, settings: dict[str, Any]) -> Iterator[Problem]:
+    """Values that DeepSpeed or transformers would stop at."""
+    scaling = sorted(set(_section(settings, "bf16")) & {"loss_scale", "initial_scale_power", "loss_scale_window"})
+    if scaling:
+        reason = f"{path}: {', '.join(scaling)} inside bf16; DeepSpeed 0.17 and later refuses that (FlagEmbedding#1487)"
+        yield error("deepspeed.bf16", reason, "bf16 needs no loss scaling: remove the keys")
+    for key, name in FILLED.items():
+        given, ours = settings.get(key, "auto"), plan.value(name) or "1"
+        if given != "auto" and str(given) != ours:
+            reason = f"{path}: {key} is {given}, but the trainer gets {name} {ours}; transformers stops at that"
+            yield error("deepspeed.mismatch", reason, f'write "{key}": "auto"')
+    for key in ("fp16", "bf16"):
+        enabled = _section(settings, key).get("enabled", "auto")
+        if isinstance(enabled, bool) and enabled != plan.on(key):
+            reason = f"{path}: {key}.enabled is {str(enabled).lower()}, but the plan is {plan.precision}"
+            yield error("deepspeed.mismatch", reason, f'write "enabled": "auto" in {key}')
+
+
+def _keys(path: Path, settings: dict[str, Any], known: Schema) -> Iterator[Problem]:
+    """Keys that the installed DeepSpeed has removed, refuses, or never looks at."""
+    for name, keys in known.sections.items():
+        inside: Any = settings
+        for part in name.split("."):
+            inside = inside.get(part) if isinstance(inside, dict) else None
+        for key in sorted(set(inside or ()) - keys) if isinstance(inside, dict) else ():
+            if f"{name}.{key}" in known.removed or (name == "bf16" and "scale" in key):
+                continue
+            reason = f"{path}: {name} has no key {key!r} in the installed DeepSpeed, which stops at it"
+            yield error("deepspeed.key", reason, _nearest(key, keys))
+    for dotted, said in known.removed.items():
+        section, _, key = dotted.rpartition(".")
+        if key in (_section(settings, section) if section else settings):
+            yield error("deepspeed.key", f"{path}: {dotted} is gone from the installed DeepSpeed: {said}", "remove it")
+    gone = {name for name in known.removed if "." not in name}
+    for key in sorted(set(settings) - known.top - gone):
+        reason = f"{path}: the installed DeepSpeed never looks at {key!r}; it has no effect"
+        yield warning("deepspeed.ignored", reason, _nearest(key, known.top))
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else "remove it"

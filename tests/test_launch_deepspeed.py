@@ -1,0 +1,223 @@
+"""ds_configs/ and files of the user's own: taken by the installed DeepSpeed, read as it reads them, and trained with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.checks_deepspeed import deepspeed
+from launch.config import load_config
+from launch.contract import installed
+from launch.deepspeed_schema import read, schema
+from launch.plan import Machine, make_plan
+from tests.test_launch_run import launch, weights, write
+from tests.tiny_models import make_tiny_bert, make_tiny_m3
+
+pytest.importorskip("deepspeed")
+REPO = Path(__file__).resolve().parent.parent
+FILES = sorted((REPO / "ds_configs").glob("*.json"), key=lambda f: f.stem)
+TWO = {"device": "cpu", "nproc_per_node": 2}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_tiny_bert(folder / "bert")
+    make_tiny_m3(folder / "m3")
+    return folder
+
+
+@pytest.fixture
+def found(tmp_path: Path, models: Path) -> Any:
+    """id → reason and fix, of a plan with this DeepSpeed file."""
+
+    def look(settings: object, **keys: object) -> dict[str, str]:
+        (tmp_path / "ds.json").write_text(json.dumps(settings))
+        config = load_config(write(tmp_path, models / "bert", deepspeed="ds.json", **keys))
+        made = make_plan(config, Machine(gpus=0, bf16=False, cores=4), installed(config.recipe))
+        return {p.id: f"{p.severity}: {p.reason}; {p.fix}" for p in deepspeed(made)}
+
+    return look
+
+
+def test_every_file_is_described_and_named_by_its_stage() -> None:
+    assert [f.stem for f in FILES] == ["stage0", "stage1", "stage2", "stage2-offload", "stage3"]
+    readme = (REPO / "ds_configs" / "README.md").read_text("utf-8")
+    for file in FILES:
+        assert f"`{file.stem}`" in readme
+        assert json.loads(file.read_text())["zero_optimization"]["stage"] == int(file.stem[5])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda f: f.stem)
+@pytest.mark.parametrize("precision", ["bf16", "fp16", None])
+def test_shipped_files_are_taken_by_the_installed_deepspeed(path: Path, precision: str | None) -> None:
+    """Filled in as the trainer fills them in, then parsed by DeepSpeed itself."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from transformers import TrainingArguments
+    from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
+
+    filled = HfTrainerDeepSpeedConfig(str(path))
+    args = TrainingArguments(output_dir="unused", use_cpu=True, per_device_train_batch_size=4)
+    if precision:
+        setattr(args, precision, True)
+    filled.trainer_config_process(args)
+    filled.trainer_config_finalize(args, None, 10)
+    assert "auto" not in json.dumps(filled.config)
+    parsed = DeepSpeedConfig(filled.config)
+    assert parsed.zero_optimization_stage == int(path.stem[5])
+    assert parsed.bfloat16_config.enabled == (precision == "bf16")
+    assert parsed.float16_config.enabled == (precision == "fp16")
+    assert parsed.optimizer_params["torch_adam"] is True
+
+
+def test_the_schema_is_what_deepspeed_itself_says() -> None:
+    """Read from its source, compared with its classes."""
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    read_here = schema()
+    assert read_here is not None
+    for name, model in (("bf16", DeepSpeedBF16Config), ("zero_optimization", DeepSpeedZeroConfig)):
+        fields = model.model_fields
+        assert read_here.sections[name] == set(fields) | {f.alias for f in fields.values() if f.alias}
+    shipped = {key for file in FILES for key in json.loads(file.read_text())}
+    assert shipped <= read_here.top
+    assert {"activation_checkpointing", "scheduler", "communication_data_type"} <= read_here.top
+    assert "amp" in read_here.removed
+
+
+def test_a_source_that_says_nothing_is_no_schema(tmp_path: Path) -> None:
+    (tmp_path / "runtime").mkdir()
+    (tmp_path / "runtime" / "config.py").write_text("class Other: ...\n")
+    assert read(tmp_path) is None
+
+
+def test_the_check_imports_neither_torch_nor_deepspeed() -> None:
+    code = "import sys, launch.preflight, launch.deepspeed_schema as s; s.schema(); "
+    code += "print([m for m in ('torch', 'transformers', 'deepspeed', 'tokenizers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_shipped_files_have_no_problem(found: Any, file: Path) -> None:
+    problems = found(json.loads(file.read_text()))
+    assert set(problems) == ({"deepspeed.zero3"} if file.stem == "stage3" else set())
+
+
+def test_an_unknown_key_is_named_with_the_nearest(found: Any) -> None:
+    problems = found({"zero_optimization": {"stage": 1, "overlap_com": True}})
+    assert problems["deepspeed.key"].startswith("error") and "'overlap_comm'" in problems["deepspeed.key"]
+    assert "deepspeed.key" in found({"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}})
+    problems = found({"zero_optimisation": {"stage": 1}})  # DeepSpeed never looks at it: stage 0 without a word
+    assert problems == {"deepspeed.ignored": problems["deepspeed.ignored"]}
+    assert "'zero_optimization'" in problems["deepspeed.ignored"] and "warning" in problems["deepspeed.ignored"]
+
+
+def test_a_key_that_is_gone_is_an_error(found: Any) -> None:
+    assert "amp is gone" in found({"amp": {"enabled": False}})["deepspeed.key"]
+    assert "mics_shard_size is gone" in found({"zero_optimization": {"mics_shard_size": 2}})["deepspeed.key"]
+
+
+def test_loss_scaling_in_bf16_and_a_stage_that_is_none(found: Any) -> None:
+    problems = found({"bf16": {"enabled": "auto", "loss_scale": 0}, "zero_optimization": {"stage": 4}})
+    assert set(problems) == {"deepspeed.bf16", "deepspeed.stage"}
+    assert set(found([])) == {"deepspeed.json"}
+
+
+def test_values_that_contradict_the_plan(found: Any) -> None:
+    same = {"train_micro_batch_size_per_gpu": 4, "fp16": {"enabled": False}}
+    assert found(same) == {}
+    assert '"auto"' in found({"train_micro_batch_size_per_gpu": 3})["deepspeed.mismatch"]
+    assert "the plan is fp32" in found({"fp16": {"enabled": True}})["deepspeed.mismatch"]
+    assert found({"gradient_accumulation_steps": 4}, arguments={"gradient_accumulation_steps": 4}) == {}
+
+
+@pytest.mark.slow
+def test_two_ranks_train_base_with_stage2_and_its_optimizer_in_memory(tmp_path: Path, models: Path) -> None:
+    code, out, err = launch("run", write(tmp_path, models / "bert", hardware=TWO, deepspeed="stage2-offload"))
+    assert code == 0, err
+    assert "2/2" in out
+    before, after = weights(models / "bert"), weights(tmp_path / "out" / "tuned")
+    name = "encoder.layer.0.output.dense.weight"
+    assert 1e-5 < float((after[name] - before[name]).abs().max()) < 1e-2
+
+
+BLOG = """torchrun --nproc_per_node 2 \\
+  -m FlagEmbedding.finetune.embedder.encoder_only.m3 \\
+  --model_name_or_path m3 --train_data train.jsonl --output_dir out/tuned --overwrite_output_dir \\
+  --train_group_size 3 --query_max_len 16 --passage_max_len 24 --per_device_train_batch_size 4 /每卡批次 \\
+  --learning_rate 1e-4 --fp16 --num_train_epochs 1 --warmup_ratio 0.1 --dataloader_drop_last True \\
+  --knowledge_distillation True --kd_loss_type m3_kd_loss --unified_finetuning True --use_self_distill True \\
+  --self_distill_start_step 0 --negatives_cross_device --gradient_checkpointing --deepspeed …/ds_stage1.json \\
+  –normalize_embeddings True –query_instruction_for_retrieval “”
+"""
+
+
+@pytest.mark.slow
+def test_a_blogs_command_for_m3_with_everything_is_migrated_checked_and_run(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ZeRO-1, checkpointing, distillation from scores and cross-device negatives at once, on two ranks."""
+    import torch
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    write(tmp_path, models / "m3").unlink()
+    (tmp_path / "old.sh").write_text(BLOG, "utf-8")
+    (tmp_path / "m3").symlink_to(models / "m3")
+    config = tmp_path / "launch.yaml"
+    for words in (("migrate", tmp_path / "old.sh", "--out", config), ("check", config), ("run", config)):
+        code, out, err = launch(*words)
+        assert code == 0 and "NOT UNDERSTOOD" not in err, err
+    tuned = tmp_path / "out" / "tuned"
+    argv = json.loads((tuned / "launch.json").read_text())["argv"]
+    for name in ("knowledge_distillation", "negatives_cross_device", "gradient_checkpointing"):
+        assert argv[argv.index(f"--{name}") + 1] == "True"
+    assert argv[argv.index("--deepspeed") + 1].endswith("ds_configs/stage1.json")
+    assert "2/2" in out
+    for name in ("colbert_linear.pt", "sparse_linear.pt"):
+        before, after = (torch.load(f / name, weights_only=True)["weight"] for f in (models / "m3", tuned))
+        assert not torch.equal(before, after), name
+
+
+WORKER = """import os
+from FlagEmbedding.finetune.embedder.encoder_only.base import __main__ as entry
+from FlagEmbedding.finetune.embedder.encoder_only.base.trainer import EncoderOnlyEmbedderTrainer as Trainer
+from launch.zero3 import gathered
+inner = Trainer._save
+def save(self, output_dir=None, state_dict=None):
+    if self.args.should_save:
+        inner(self, "own", state_dict)
+        with gathered(self.model, state_dict):
+            inner(self, "gathered", state_dict)
+Trainer._save = save
+entry.main()
+"""
+
+
+@pytest.mark.slow
+def test_zero3_saves_nothing_unless_the_gathered_weights_are_taken(tmp_path: Path, models: Path) -> None:
+    """What the refusal is for, and what would lift it. (Tensors below the threshold stay whole under ZeRO-3.)"""
+    (tmp_path / "worker.py").write_text(WORKER)
+    settings = json.loads((REPO / "ds_configs" / "stage3.json").read_text())
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    (tmp_path / "ds.json").write_text(json.dumps(settings))
+    config = load_config(write(tmp_path, models / "bert", hardware=TWO, deepspeed="ds.json"))
+    argv = list(make_plan(config, Machine(gpus=0, bf16=False, cores=2), installed("base")).argv)
+    start, at = argv.index("-m"), argv.index("--model_name_or_path") + 1
+    argv[at] = str(models / "bert")
+    words = [*argv[:start], str(tmp_path / "worker.py"), *argv[start + 2 :]]
+    env = os.environ | {"PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    before, own, whole = (weights(f) for f in (models / "bert", tmp_path / "own", tmp_path / "gathered"))
+    name = "encoder.layer.0.output.dense.weight"
+    assert own[name].numel() == 0
+    assert whole[name].shape == before[name].shape
+    assert 0 < float((whole[name] - before[name]).abs().max()) < 1e-2
