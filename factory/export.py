@@ -46,7 +46,6 @@ def training_rows(
                 neg=[negative for negative, _ in negatives],
                 pos_scores=[float(s) for _, s in positives if s is not None] if scored else None,
                 neg_scores=[float(s) for _, s in negatives if s is not None] if scored else None,
-                type=pair.type or None,
                 id=pair.id,
             )
         )

@@ -44,7 +44,7 @@ def write_report(run_folder: Path) -> Path:
     if not run_folder.is_dir():
         raise InputError("no such run folder", where=run_folder, fix="give the --out of a `bge-factory build`")
     run = _json(run_folder / "run.json")
-    samples, lengths = _training_rows(run_folder / "train.jsonl")
+    samples, lengths = _training_rows(run_folder / "train.jsonl", _types(run_folder / "4-kept.jsonl"))
     stages: dict[str, Any] = run.get("stages", {})
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -146,7 +146,12 @@ def _dropped(folder: Path, stages: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _training_rows(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+def _types(path: Path) -> dict[str, str]:
+    """What kind of question each one is. (train.jsonl does not say: `type` means something else to the trainer.)"""
+    return {str(row.get("id")): str(row.get("type", "")) for _, row in (read_lines(path) if path.is_file() else ())}
+
+
+def _training_rows(path: Path, types: Mapping[str, str]) -> tuple[list[dict[str, Any]], list[int]]:
     """Rows drawn evenly over the file, in its order, and the length of each query in characters."""
     drawn: dict[int, dict[str, Any]] = {}
     lengths: list[int] = []
@@ -160,16 +165,16 @@ def _training_rows(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
                 del drawn[places[place]]
             places[place : place + 1] = [i]
             drawn[i] = row
-    return [_sample(drawn[i]) for i in sorted(drawn)], lengths
+    return [_sample(drawn[i], types.get(str(drawn[i].get("id")), "")) for i in sorted(drawn)], lengths
 
 
-def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
+def _sample(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """A training row with each text beside its score, None where there is none."""
     texts = {}
     for name in ("pos", "neg"):
         passages = row.get(name) or []
         texts[name] = list(zip(passages, row.get(f"{name}_scores") or [None] * len(passages), strict=False))
-    return {"query": row.get("query", ""), "type": row.get("type") or "", **texts}
+    return {"query": row.get("query", ""), "type": kind, **texts}
 
 
 def _histogram(lengths: list[int]) -> dict[str, Any] | None:

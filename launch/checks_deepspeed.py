@@ -18,8 +18,6 @@ FILLED = {
     "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
 }
-# Recipes whose trainer saves the weights that ZeRO-3 gathers (see launch.zero3), not what it leaves in the model.
-GATHERED: frozenset[str] = frozenset()
 
 
 def deepspeed(plan: LaunchPlan) -> Iterator[Problem]:
@@ -57,7 +55,7 @@ def _stage(plan: LaunchPlan, path: Path, settings: dict[str, Any]) -> Iterator[P
     stage = _section(settings, "zero_optimization").get("stage", 0)
     if stage not in (0, 1, 2, 3):
         yield error("deepspeed.stage", f"{path}: zero_optimization.stage is {stage!r}; expected 0, 1, 2 or 3")
-    if stage == 3 and plan.recipe not in GATHERED:
+    if stage == 3:
         reason = (
             f"{path}: ZeRO-3: the trainer of {plan.recipe} saves the model's own tensors, which ZeRO-3 has emptied, "
             "not the gathered weights; the training runs to its end and the saved model does not load"

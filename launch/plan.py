@@ -115,6 +115,11 @@ def make_plan(config: LaunchConfig, machine: Machine, contract: Contract) -> Lau
     precision: Precision = "fp32" if device == "cpu" else "bf16" if machine.bf16 else "fp16"
 
     notes, problems = list(extra.notes), list(extra.problems)
+    if hardware.device == "auto" and device == "cpu":
+        notes.append("no GPU is visible: it trains on the CPU")
+        if world_size > 1:
+            fix = "look at CUDA_VISIBLE_DEVICES and the driver, or set hardware.device: cpu if it is meant"
+            problems.append(warning("gpus.none", f"no GPU is visible: {world_size} processes on the CPU", fix))
     pooling = config.pooling or stored_pooling(config.model) or "cls"
     changed = overrides(config.model, device)
     prepared = config.output.parent / f".{config.output.name}-base" if changed else None

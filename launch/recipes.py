@@ -211,7 +211,11 @@ def _m3(at: Situation) -> list[Row]:
     rows: list[Row] = [
         ("unified_finetuning", True, "trains the dense, sparse and ColBERT heads together"),
         ("use_self_distill", True, "the sum of the three heads teaches each of them"),
-        ("self_distill_start_step", 0, "the base model's heads are good teachers from the first step"),
+        (
+            "self_distill_start_step",
+            0,
+            "the base model's heads are good teachers at once (from the second step: the trainer asks for step > this)",
+        ),
     ]
     if at.fully_scored:
         rows.append(("knowledge_distillation", True, "every row has teacher scores"))

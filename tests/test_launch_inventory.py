@@ -109,8 +109,9 @@ def folder(tmp_path: Path) -> Path:
     shape |= {"vocab_size": 250002, "max_position_embeddings": 8194, "type_vocab_size": 1, "pad_token_id": 1}
     (model / "config.json").write_text(json.dumps({"model_type": "xlm-roberta"} | shape))
     (model / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
-    for name in ("model.safetensors", "tokenizer.json", "colbert_linear.pt", "sparse_linear.pt"):
+    for name in ("tokenizer.json", "colbert_linear.pt", "sparse_linear.pt"):
         (model / name).write_text("{}")
+    (model / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")  # whole, without a tensor
     row = {"query": "q", "pos": ["p"], "neg": ["n"] * 7}
     (tmp_path / "train.jsonl").write_text((json.dumps(row) + "\n") * 600)
     return tmp_path
@@ -141,7 +142,8 @@ def test_a_cluster_can_be_planned_and_checked_without_it(folder: Path) -> None:
     checked = launch(folder, "check", "launch.yaml", hardware=FOUR_NODES)
     assert checked.returncode == 0, checked.stderr
     assert (
-        "ready: 4 updates of 256 queries on cuda, 4 nodes × 8 = 32 processes, not on this machine\n" in checked.stdout
+        "ready: 4 updates, 256 queries a step, on cuda, 4 nodes × 8 = 32 processes, not on this machine\n"
+        in checked.stdout
     )
     old = launch(folder, "show", "launch.yaml", hardware=EIGHT | {"gpu": {"memory": 32, "bf16": False}})
     assert "--fp16 True" in old.stdout and "--standalone \\\n  --nproc_per_node 8" in old.stdout

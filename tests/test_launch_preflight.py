@@ -175,6 +175,9 @@ def test_more_processes_than_gpus(found: Any) -> None:
     problem = found(machine=two, batch_size=1, hardware={"device": "cuda", "nproc_per_node": 4})["gpus.too-few"]
     assert "4 processes, but 2 visible GPUs" in problem.reason
     assert "gpus.too-few" in found(hardware={"device": "cuda"})
+    eight = {"nproc_per_node": 8}
+    assert "8 processes on the CPU" in found(batch_size=1, hardware=eight)["gpus.none"].reason
+    assert "gpus.none" not in found(batch_size=1, hardware=eight | {"device": "cpu"})
 
 
 def test_deepspeed_files(found: Any, tmp_path: Path) -> None:

@@ -268,17 +268,6 @@ def test_two_ranks_train_all_three_heads_of_m3(tmp_path: Path, models: Path) -> 
     assert vectors["dense_vecs"].shape == (2, 64)
 
 
-@pytest.mark.slow  # the first run of DeepSpeed on a machine compiles an operator for about a minute
-def test_two_ranks_under_deepspeed_stage1(tmp_path: Path, models: Path) -> None:
-    pytest.importorskip("deepspeed")
-    hardware = {"device": "cpu", "nproc_per_node": 2}
-    code, _, err = launch(
-        "run", write(tmp_path, models / "m3", recipe="m3-unified", hardware=hardware, deepspeed="stage1")
-    )
-    assert code == 0, err
-    assert (tmp_path / "out" / "tuned" / "model.safetensors").exists()
-
-
 @pytest.mark.slow
 def test_a_failed_run_shows_the_cause_and_the_log(tmp_path: Path, models: Path) -> None:
     """optim_args that only the optimizer refuses: nothing before the training can know."""

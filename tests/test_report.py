@@ -39,7 +39,8 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     (tmp_path / "run.json").write_text(json.dumps(RUN))
-    rows = [{"query": f"问题{i}？", "pos": [f"答{i} {EVIL}"], "neg": ["别的"], "type": "fact"} for i in range(50)]
+    rows = [{"query": f"问题{i}？", "pos": [f"答{i} {EVIL}"], "neg": ["别的"], "id": f"q{i}"} for i in range(50)]
+    write_jsonl(tmp_path / "4-kept.jsonl", [{"id": f"q{i}", "type": "fact"} for i in range(50)])
     rows[0] |= {"pos_scores": [3.25], "neg_scores": [-1.5]}
     write_jsonl(tmp_path / "train.jsonl", rows)
     write_jsonl(
@@ -55,6 +56,7 @@ def test_the_story_is_told_from_documents_to_versions(run: Path) -> None:
     page = write_report(run).read_text(encoding="utf-8")
     for said in (
         "1,495",
+        '<span class="tag">fact</span>',
         "1,320 train, 175 eval",
         "350 negatives",
         "bge-m3",
