@@ -132,7 +132,7 @@ def load_test(folder: Path, recipe: str) -> None:
     """Loads the folder with transformers and runs it on two texts; a reranker on two pairs.
 
     Raises:
-        LoadFailed: it does not load, or a vector, a score or an m3 head is not finite.
+        LoadFailed: it does not load, lacks a tensor, or a vector, a score or an m3 head is not finite.
     """
     import torch
     from transformers import AutoTokenizer
@@ -140,7 +140,10 @@ def load_test(folder: Path, recipe: str) -> None:
     second = list(TEXTS[::-1]) if recipe == "reranker" else None
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = _model(folder, recipe)
+        model, info = _class(recipe).from_pretrained(
+            folder, local_files_only=True, dtype="float32", output_loading_info=True
+        )
+        model.eval()
         with torch.no_grad():
             tensors = {"an output": model(**tokenizer(list(TEXTS), second, padding=True, return_tensors="pt"))[0]}
         if recipe == "m3-unified":
@@ -149,6 +152,8 @@ def load_test(folder: Path, recipe: str) -> None:
                 tensors |= {f"{name}, {key}": value for key, value in weights.items()}
     except Exception as e:  # whatever a library raises here means the same: the folder is no model
         raise LoadFailed(f"{folder}: the tuned model does not load: {e}") from e
+    if lacking := sorted(info["missing_keys"]):  # transformers would go on with random numbers there
+        raise LoadFailed(f"{folder}: the tuned model lacks {len(lacking)} of its tensors, such as {lacking[0]}")
     for what, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise LoadFailed(f"{folder}: {what} of the tuned model is not finite; lower learning_rate")
@@ -168,7 +173,7 @@ def same_vectors(folder: Path, pooling: str) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         batch = tokenizer(list(TEXTS), padding=True, return_tensors="pt")
         with torch.no_grad():
-            states = _model(folder)(**batch)[0]
+            states = _model(folder, "base")(**batch)[0]
         there = SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs={"dtype": "float32"})
         theirs = there.encode(list(TEXTS), prompt="", normalize_embeddings=True, convert_to_tensor=True)
     except Exception as e:
@@ -205,11 +210,14 @@ def changed(base: Path, tuned: Path, recipe: str) -> dict[str, float | None]:
     return shares
 
 
-def _model(folder: Path, recipe: str = "base") -> Any:
+def _class(recipe: str) -> Any:
     from transformers import AutoModel, AutoModelForSequenceClassification
 
-    kind = AutoModelForSequenceClassification if recipe == "reranker" else AutoModel
-    return kind.from_pretrained(folder, local_files_only=True, dtype="float32").eval()
+    return AutoModelForSequenceClassification if recipe == "reranker" else AutoModel
+
+
+def _model(folder: Path, recipe: str) -> Any:
+    return _class(recipe).from_pretrained(folder, local_files_only=True, dtype="float32").eval()
 
 
 def score(plan: LaunchPlan) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ import pytest
 
 from launch import preflight
 from launch.checkpoints import newest
-from launch.finish import LoadFailed, changed, same_vectors
+from launch.finish import LoadFailed, changed, load_test, same_vectors
 from launch.plan import plan_file
 from launch.runlog import cause
 from tests.test_launch_run import REPO, TRAINING, write, write_dev
@@ -240,6 +240,19 @@ def test_change_is_relative_and_an_untouched_head_has_none(tmp_path: Path) -> No
     assert found == {"encoder": 0, "colbert_linear": pytest.approx(0.5), "sparse_linear": 0}
     (base / "sparse_linear.pt").unlink()
     assert changed(base, tuned, "m3-unified")["sparse_linear"] is None
+
+
+def test_a_tuned_model_that_lacks_a_tensor_is_refused(tmp_path: Path, bert: Path) -> None:
+    """As FlagEmbedding could leave it under ZeRO-3; transformers alone would put random numbers there."""
+    from safetensors.torch import load_file, save_file
+
+    tuned = shutil.copytree(bert, tmp_path / "tuned")
+    load_test(tuned, "base")
+    tensors = load_file(tuned / "model.safetensors")
+    del tensors["encoder.layer.0.output.LayerNorm.weight"]
+    save_file(tensors, tuned / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LoadFailed, match=r"lacks 1 of its tensors, such as encoder\.layer\.0\.output\.LayerNorm"):
+        load_test(tuned, "base")
 
 
 def test_check_reads_the_dev_folder(tmp_path: Path, bert: Path) -> None:
