@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launch.base_model import half_precision, read_json, token_limit
+from launch.checkpoints import HEADS
 from launch.plan import LaunchPlan
 from launch.problems import Problem, error, warning
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-HEADS = ("colbert_linear.pt", "sparse_linear.pt")
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model", "vocab.json")
 
 
