@@ -13,6 +13,7 @@ import pytest
 from factory import demo_models
 from factory.records import InputError
 from factory.settings import LLMConfig
+from tests.tiny_models import make_tiny_bert, make_tiny_m3, make_tiny_reranker
 
 
 def _model(name: str) -> Path:
@@ -68,3 +69,13 @@ def server(request):
         }
     known |= {"serve": request.param, "context": 512, "concurrency": 2}
     return lambda **more: LLMConfig.model_validate(known | more)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny BERT (bert), a tiny bge-m3 (m3) and a tiny reranker (reranker)."""
+    folder = tmp_path_factory.mktemp("models")
+    make_tiny_bert(folder / "bert")
+    make_tiny_m3(folder / "m3")
+    make_tiny_reranker(folder / "reranker")
+    return folder

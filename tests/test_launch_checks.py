@@ -18,7 +18,6 @@ from launch.contract import Contract, installed
 from launch.plan import LaunchPlan, Machine, make_plan
 from launch.preflight import check
 from launch.problems import Problem
-from tests.tiny_models import make_tiny_bert, make_tiny_m3
 
 CPU = Machine(gpus=0, bf16=False, cores=4)
 ROW: dict[str, Any] = {"query": "q", "pos": ["p"], "neg": ["n", "m"]}
@@ -26,14 +25,6 @@ WHOLE = ROW | {"pos_scores": [5], "neg_scores": [-1, -2]}
 DECIMAL = ROW | {"pos_scores": [5.5], "neg_scores": [-1.5, -2.0]}
 SAME = {"same_dataset_within_batch": True}
 LONG = {"query": "q" * 2000, "neg": ["n" * 3000, "m"]}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny_bert(folder / "bert")
-    make_tiny_m3(folder / "m3")
-    return folder
 
 
 @pytest.fixture(scope="module")

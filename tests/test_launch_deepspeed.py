@@ -18,20 +18,11 @@ from launch.deepspeed_schema import read, schema
 from launch.plan import Machine, make_plan
 from launch.signature import ENTRIES
 from tests.test_launch_run import launch, weights, write
-from tests.tiny_models import make_tiny_bert, make_tiny_m3
 
 pytest.importorskip("deepspeed")
 REPO = Path(__file__).resolve().parent.parent
 FILES = sorted((REPO / "ds_configs").glob("*.json"), key=lambda f: f.stem)
 TWO = {"device": "cpu", "nproc_per_node": 2}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny_bert(folder / "bert")
-    make_tiny_m3(folder / "m3")
-    return folder
 
 
 @pytest.fixture

@@ -17,19 +17,10 @@ from launch.contract import Contract, installed
 from launch.plan import LaunchPlan, Machine, make_plan
 from launch.preflight import check
 from launch.problems import Problem
-from tests.tiny_models import make_tiny_bert, make_tiny_m3
 
 CPU = Machine(gpus=0, bf16=False, cores=4)
 ROW: dict[str, Any] = {"query": "q", "pos": ["p"], "neg": ["n", "m"]}
 Write = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny_bert(folder / "bert")
-    make_tiny_m3(folder / "m3")
-    return folder
 
 
 @pytest.fixture(scope="module")

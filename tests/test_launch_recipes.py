@@ -23,22 +23,13 @@ from launch.preflight import check
 from launch.problems import Problem
 from launch.recipes import default_dims
 from tests.test_launch_run import half, launch, rows, weights, write
-from tests.tiny_models import make_tiny_bert, make_tiny_m3, make_tiny_reranker
+from tests.tiny_models import make_tiny_reranker
 
 CPU = Machine(gpus=0, bf16=False, cores=4)
 GPUS = Machine(gpus=8, bf16=True, cores=64)
 TWO_RANKS = {"device": "cpu", "nproc_per_node": 2}
 PAIRS = [("什么是预热温度？", "焊前预热可以减少冷裂纹的产生。"), ("what is number 3 焊接", "coffee 3 is dark")]
 Plan = Callable[..., LaunchPlan]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny_bert(folder / "bert")
-    make_tiny_m3(folder / "m3")
-    make_tiny_reranker(folder / "reranker")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -22,18 +22,9 @@ from launch.cli import app
 from launch.finish import LoadFailed, load_test, losses, restore_files
 from launch.run import move_aside
 from launch.runlog import tail
-from tests.tiny_models import make_tiny_bert, make_tiny_m3
 
 REPO = Path(__file__).resolve().parent.parent
 TRAINING = 240  # seconds; only a hanging run needs as long
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny_bert(folder / "bert")
-    make_tiny_m3(folder / "m3")
-    return folder
 
 
 def rows(count: int) -> list[dict[str, Any]]:

@@ -22,21 +22,12 @@ from launch.config import load_config
 from launch.contract import installed
 from launch.finish import restore_files
 from launch.plan import LaunchPlan, Machine, make_plan, summary
-from tests.tiny_models import make_tiny_bert, make_tiny_m3
 
 pytest.importorskip("FlagEmbedding")
 ROW: dict[str, Any] = {"query": "q", "pos": ["p"], "neg": ["n", "m"]}
 SCORES = {"pos_scores": [6.5], "neg_scores": [-2.0, -4.5]}
 SAME = {"same_dataset_within_batch": True}
 CPU = Machine(gpus=0, bf16=False, cores=4)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny_bert(folder / "bert")
-    make_tiny_m3(folder / "m3")
-    return folder
 
 
 @pytest.fixture
