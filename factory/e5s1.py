@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from factory.modelfiles import write_mean_pooling
 from factory.records import InputError
 
 if TYPE_CHECKING:
@@ -191,7 +192,6 @@ def convert(source: Path, destination: Path) -> None:
     destination.mkdir(parents=True, exist_ok=True)
     save_file(tensors(container), destination / "model.safetensors", metadata={"format": "pt"})
     tokenizer(v).save(str(destination / "tokenizer.json"))
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     files: dict[str, Any] = {
         "config.json": {
             "architectures": ["BertModel"],
@@ -221,18 +221,7 @@ def convert(source: Path, destination: Path) -> None:
             "unk_token": v.pieces[v.unknown],
             "mask_token": "<mask>",
         },
-        "modules.json": [
-            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for i, (path, kind) in enumerate(modules)
-        ],
-        "sentence_bert_config.json": {"max_seq_length": MAX_LENGTH, "do_lower_case": False},
-        "1_Pooling/config.json": {
-            "word_embedding_dimension": s.hidden,
-            "pooling_mode_cls_token": False,
-            "pooling_mode_mean_tokens": True,
-        },
     }
     for name, content in files.items():
-        path = destination / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (destination / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_mean_pooling(destination, s.hidden, MAX_LENGTH)

@@ -117,6 +117,24 @@ def pooling_of(folder: Path) -> str | None:
     )
 
 
+def write_mean_pooling(folder: Path, width: int, max_length: int) -> None:
+    """sentence-transformers' files for mean pooling and normalisation, for a model of `width` dimensions that comes without."""
+    stages = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    pooling = {"word_embedding_dimension": width, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    files = {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (path, kind) in enumerate(stages)
+        ],
+        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
+        "1_Pooling/config.json": pooling,
+    }
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
 def position_limit(folder: Path) -> int | None:
     """The longest input in tokens; RoBERTa's kin spend the first positions on the padding's index. None: no limit."""
     config = read_json(_transformer_folder(folder) / "config.json")

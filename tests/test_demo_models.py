@@ -17,6 +17,7 @@ import pytest
 from factory import demo_models
 from factory.demo_models import MODELS, Model, ensure
 from factory.e5s1 import Container
+from factory.modelfiles import pooling_of
 from factory.records import InputError
 
 PARTS = [b"GGUF" + b"\0" * 1000, b"second", b"third"]
@@ -142,6 +143,15 @@ def test_a_folder_is_unpacked_below_its_prefix(index: Path, tmp_path: Path, monk
     )
     place = ensure(["folder"], tmp_path / "models")["folder"]
     assert sorted(str(p.relative_to(place)) for p in place.rglob("*")) == ["1_Pooling", "1_Pooling/a", "config.json"]
+
+
+def test_a_folder_that_does_not_say_how_it_pools_is_told(index: Path, tmp_path: Path, monkeypatch) -> None:
+    config = b'{"hidden_size": 8, "max_position_embeddings": 32}'
+    path = wheel(index, "bgetest_pooled", {"pkg/model/config.json": config})
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    model = Model(("bgetest-pooled==1.0",), "pkg/model/", digest, "folder", 1, "MIT", "test", mean_pooling=True)
+    monkeypatch.setitem(MODELS, "pooled", model)
+    assert pooling_of(ensure(["pooled"], tmp_path / "models")["pooled"]) == "mean"
 
 
 def test_a_wheel_cannot_write_outside_its_folder(tmp_path: Path) -> None:
