@@ -55,9 +55,9 @@ def _stage(plan: LaunchPlan, path: Path, settings: dict[str, Any]) -> Iterator[P
     stage = _section(settings, "zero_optimization").get("stage", 0)
     if stage not in (0, 1, 2, 3):
         yield error("deepspeed.stage", f"{path}: zero_optimization.stage is {stage!r}; expected 0, 1, 2 or 3")
-    if stage == 3:
+    if stage == 3 and plan.recipe == "m3-unified":
         reason = (
-            f"{path}: ZeRO-3: the trainer of {plan.recipe} saves the model's own tensors, which ZeRO-3 has emptied, "
+            f"{path}: ZeRO-3: the trainer of m3-unified saves the model's own tensors, which ZeRO-3 has emptied, "
             "not the gathered weights; the training runs to its end and the saved model does not load"
         )
         yield error("deepspeed.zero3", reason, "use stage2, or stage2-offload if memory is short")

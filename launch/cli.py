@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from launch.plan import LaunchPlan
     from launch.problems import Problem
+    from launch.run import Result
 
 app = typer.Typer(
     rich_markup_mode=None,  # importing rich takes a third of a second
@@ -146,8 +147,8 @@ def show(
     if format == "text" and made.nnodes > 1:
         fix = "bge-launch show --format bash, slurm, k8s or trainjob"
         raise InputError(f"the plan is for {made.nnodes} nodes, and one command is not enough", where=config, fix=fix)
-    text = command(made) + "\n" if format == "text" else render(made, format, where)
-    if made.prepared:
+    text = command(made) + "\n" if format == "text" else render(made, format, where, config.resolve())
+    if made.prepared and format == "text":
         note = f"note: {made.prepared} (the model with another config.json) is there only while `bge-launch run` runs; "
         print(note + f"to start the command by hand, put {made.model} in its place", file=sys.stderr)
     if made.machine.elsewhere and format in ("bash", "slurm") and not where.activate:
@@ -191,6 +192,34 @@ def resume(config: Config) -> None:
     _train(made, config, resume=True)
 
 
+@app.command()
+def prepare(config: Config) -> None:
+    """Before a job of `show`: make the folder that stands in for the model, where the job needs one."""
+    from launch.base_model import prepare as make
+    from launch.plan import plan_file
+
+    made = plan_file(config)
+    _stop_on_errors(list(made.problems))
+    if made.prepared:
+        make(made.model, made.prepared, made.overrides)
+    print(f"made {made.prepared}" if made.prepared else "nothing to prepare: the model is used as it is")
+
+
+@app.command()
+def finish(config: Config) -> None:
+    """After a job of `show`: restore the model's files, load it, score it on `dev:`; what `run` does at its end."""
+    from launch import manifest
+    from launch import run as runner
+    from launch.plan import plan_file
+
+    made = plan_file(config)
+    _stop_on_errors(list(made.problems))
+    if manifest.finished(manifest.trained(made)):
+        print(f"finished: {made.output}; nothing to do")
+        return
+    _say(runner.run(made, config=config, resume=True))
+
+
 def _train(made: LaunchPlan, config: Path, resume: bool) -> None:
     from launch import run as runner
     from launch.plan import command
@@ -198,7 +227,10 @@ def _train(made: LaunchPlan, config: Path, resume: bool) -> None:
     for note in made.notes:
         print(f"note: {note}")
     print(command(made), flush=True)
-    result = runner.run(made, config=config, resume=resume)
+    _say(runner.run(made, config=config, resume=resume))
+
+
+def _say(result: Result) -> None:
     loss = f", loss {result.loss['first']} → {result.loss['last']}" if result.loss["last"] is not None else ""
     print(f"tuned model: {result.output} ({_duration(result.seconds)}{loss})")
 

@@ -71,6 +71,23 @@ def stopped(plan: LaunchPlan) -> dict[str, Any]:
     return found
 
 
+def trained(plan: LaunchPlan) -> dict[str, Any]:
+    """The launch.json of a folder in which a training came to its end; written now if a job of `show` trained it.
+
+    Raises:
+        InputError: no training did, or it was that of another plan.
+    """
+    if not read_json(plan.output / RECORD).get("trained"):
+        fix = "wait for the job; if it has stopped, start it again with BGE_LAUNCH_RESUME=1 in its environment"
+        raise InputError("no training has come to its end here", where=plan.output, fix=fix)
+    found = read_json(plan.output / NAME)
+    if found:
+        same_run(found, plan)
+    else:
+        write(plan, exit_code=None, error=None, seconds=0)
+    return read_json(plan.output / NAME)
+
+
 def finished(before: dict[str, Any]) -> bool:
     """Whether a launch.json is that of a run that came to its end."""
     return before.get("exit_code") == 0 and not before.get("error")

@@ -21,8 +21,11 @@ TRAINER = "trainer.kubeflow.org"
 PATIENCE = 600
 
 
-def render(plan: LaunchPlan, format: str, where: Cluster) -> str:
+def render(plan: LaunchPlan, format: str, where: Cluster, config: Path) -> str:
     """The plan as a text in one of FORMATS.
+
+    Args:
+        config: its launch.yaml, which `bge-launch prepare` and `finish` read there, before and after.
 
     Raises:
         InputError: an unknown format; argv without the head of several nodes; a pod without an image,
@@ -33,11 +36,11 @@ def render(plan: LaunchPlan, format: str, where: Cluster) -> str:
     if format == "json":
         return plan.model_dump_json(indent=2) + "\n"
     if format in ("bash", "slurm"):
-        return _script(plan, format, where)
+        return _script(plan, format, where, config)
     if format in ("k8s", "trainjob"):
         _check_pods(plan, where)
         documents = [_pytorch_job(plan, where)] if format == "k8s" else _train_job(plan, where)
-        return _yaml(documents)
+        return _around(plan, "bge-launch", config) + _yaml(documents)
     raise InputError(f"{format!r} is not a format", fix=f"one of {', '.join(FORMATS)}")
 
 
@@ -66,7 +69,7 @@ def _argv(plan: LaunchPlan, where: Cluster) -> list[str]:
 # Scripts
 
 
-def _script(plan: LaunchPlan, format: str, where: Cluster) -> str:
+def _script(plan: LaunchPlan, format: str, where: Cluster, config: Path) -> str:
     import jinja2
 
     templates = jinja2.FileSystemLoader(Path(__file__).resolve().parent / "templates")
@@ -79,6 +82,7 @@ def _script(plan: LaunchPlan, format: str, where: Cluster) -> str:
     else:
         id, endpoint = '"$SLURM_JOB_ID"', '"$head:$port"'
     torchrun = "torchrun" if where.activate else shlex.quote(plan.argv[0])
+    program = "bge-launch" if where.activate else str(Path(plan.argv[0]).with_name("bge-launch"))
     words = [*_launcher(plan, id, endpoint), *map(shlex.quote, _trainer(plan))]
     return jinja.get_template(f"{format}.j2").render(
         where=where,
@@ -88,7 +92,16 @@ def _script(plan: LaunchPlan, format: str, where: Cluster) -> str:
         gpus=plan.nproc_per_node if plan.device == "cuda" else None,
         command=[torchrun, *_by_argument(words)],
         patience=PATIENCE,
+        around=_around(plan, program, config),
+        prepare=shlex.join([program, "prepare", str(config)]) if plan.prepared else None,
+        finish=shlex.join([program, "finish", str(config)]),
     )
+
+
+def _around(plan: LaunchPlan, program: str, config: Path) -> str:
+    """Comment lines: what a job that is only the training leaves to its user."""
+    before = f"# Before, once: {shlex.join([program, 'prepare', str(config)])}\n" if plan.prepared else ""
+    return f"{before}# Afterwards, once: {shlex.join([program, 'finish', str(config)])}\n"
 
 
 def _by_argument(words: list[str]) -> list[str]:

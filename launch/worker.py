@@ -13,6 +13,7 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,29 @@ def _checkpoint(trainer: Any) -> str | None:
 
 
 def _one_writer(trainer: Any) -> None:
-    """FlagEmbedding's `_save` writes the same files from every rank at once."""
+    """FlagEmbedding's `_save` writes the same files from every rank at once, and what it finds in the model.
+
+    ZeRO-3 leaves nothing there between steps: all ranks gather the weights first.
+    """
     save = trainer._save
-    trainer._save = lambda *args, **kwargs: save(*args, **kwargs) if trainer.args.should_save else None
+
+    def once(*args: Any, **kwargs: Any) -> None:
+        with _whole(trainer.model):
+            if trainer.args.should_save:
+                save(*args, **kwargs)
+
+    trainer._save = once
+
+
+def _whole(model: Any) -> AbstractContextManager[Any]:
+    """Inside, the model's own tensors are complete on every rank."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if not is_deepspeed_zero3_enabled():
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(list(model.parameters()))
 
 
 def _unwrapped(trainer: Any) -> None:

@@ -25,6 +25,7 @@ from launch.render import render
 GOLDEN = Path(__file__).resolve().parent / "golden"
 PLAN = LaunchPlan.model_validate_json((GOLDEN / "plan.json").read_text(encoding="utf-8"))  # 8 GPUs, made by hand
 
+CONFIG = Path("/data/焊接 项目/launch.yaml")
 PLAN_4 = PLAN.model_copy(update={"nnodes": 4, "world_size": 32})
 MOUNTS = (Mount(claim="models", path=Path("/models"), read_only=True), Mount(claim="projects", path=Path("/data")))
 ONE = Cluster(image="registry.example/bge:1.4.2", mounts=MOUNTS, workdir=Path("/data/焊接 项目"))
@@ -45,7 +46,7 @@ def trainer(argv: Any) -> list[str]:
 @pytest.mark.parametrize("kind", KINDS)
 @BOTH
 def test_golden(plan: LaunchPlan, where: Cluster, kind: str) -> None:
-    text = render(plan, KINDS[kind], where.model_copy(update={"head": "node-1"} if kind == "argv.json" else {}))
+    text = render(plan, KINDS[kind], where.model_copy(update={"head": "node-1"} if kind == "argv.json" else {}), CONFIG)
     file = GOLDEN / f"{'one-node' if where is ONE else 'four-nodes'}.{kind}"
     if os.environ.get("UPDATE_GOLDEN"):
         file.write_text(text, encoding="utf-8")
@@ -56,7 +57,7 @@ def test_golden(plan: LaunchPlan, where: Cluster, kind: str) -> None:
 @BOTH
 def test_bash_and_shellcheck_take_every_script(tmp_path: Path, format: str, plan: LaunchPlan, where: Cluster) -> None:
     script = tmp_path / "script"
-    script.write_text(render(plan, format, where), encoding="utf-8")
+    script.write_text(render(plan, format, where, CONFIG), encoding="utf-8")
     subprocess.run(["bash", "-n", script], check=True)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     if not (shellcheck := shutil.which("shellcheck", path=path)):
@@ -74,7 +75,7 @@ SBATCH = (
 
 @BOTH
 def test_sbatch_options_are_known_and_come_before_the_first_command(plan: LaunchPlan, where: Cluster) -> None:
-    lines = render(plan, "slurm", where).splitlines()
+    lines = render(plan, "slurm", where, CONFIG).splitlines()
     options = [line for line in lines if line.startswith("#SBATCH")]
     assert all(re.fullmatch(f"#SBATCH {SBATCH}", option) for option in options)
     assert lines[1 : 1 + len(options)] == options
@@ -83,7 +84,7 @@ def test_sbatch_options_are_known_and_come_before_the_first_command(plan: Launch
 
 
 def test_json_is_the_whole_plan() -> None:
-    assert LaunchPlan.model_validate_json(render(PLAN, "json", ONE)) == PLAN
+    assert LaunchPlan.model_validate_json(render(PLAN, "json", ONE, CONFIG)) == PLAN
 
 
 # What reaches torchrun
@@ -108,7 +109,7 @@ class Place:
 
     def start(self, format: str, where: Cluster, *words: str, **env: str) -> subprocess.Popen[str]:
         script = self.bin / "script"
-        script.write_text(render(self.plan, format, where), encoding="utf-8")
+        script.write_text(render(self.plan, format, where, CONFIG), encoding="utf-8")
         command = ["bash", str(script), *words]
         return subprocess.Popen(command, env=self.env | env, stderr=subprocess.PIPE, text=True, cwd=self.bin)
 
@@ -138,14 +139,32 @@ def node(tmp_path: Path) -> Place:
 @pytest.mark.parametrize("format", ["bash", "slurm"])
 def test_one_node_gets_the_plans_very_argv_environment_and_folder(place: Place, format: str) -> None:
     assert place.run(format, HERE) == (0, "")
-    assert place.seen("argv") == list(place.plan.argv) == json.loads(render(place.plan, "argv", HERE))
+    assert place.seen("argv") == list(place.plan.argv) == json.loads(render(place.plan, "argv", HERE, CONFIG))
     assert place.seen("env") == PLAN.env | {"BGE_LAUNCH_RESUME": None}
     assert place.seen("cwd") == str(place.workdir)
 
 
+def test_slurm_prepares_the_model_and_finishes_the_tuned_one(place: Place) -> None:
+    place.plan = place.plan.model_copy(update={"prepared": Path("/data/out/tuned.base")})
+    assert place.run("slurm", HERE) == (0, "")
+    assert place.lines("bge-launch") == [f"prepare {CONFIG} before", f"finish {CONFIG} after"]
+
+
+def test_slurm_finishes_no_training_that_failed(place: Place) -> None:
+    assert place.run("slurm", HERE, SPY_EXIT="3")[0] == 3
+    assert not Path(f"{place.spied}.bge-launch").exists()
+
+
+@pytest.mark.parametrize("format", ["bash", "k8s", "trainjob"])
+def test_a_job_that_is_only_the_training_says_what_is_left_to_do(format: str) -> None:
+    text = render(PLAN.model_copy(update={"prepared": Path("/data/out/tuned.base")}), format, ONE, CONFIG)
+    for when, name in (("Before", "prepare"), ("Afterwards", "finish")):
+        assert re.search(f"^# {when}, once: \\S*bge-launch {name} '{CONFIG}'$", text, re.M)
+
+
 def test_bash_on_several_nodes_runs_the_shown_argv(node: Place) -> None:
     assert node.run("bash", MANY, "10.0.0.1") == (0, "")
-    shown = json.loads(render(node.plan, "argv", MANY.model_copy(update={"head": "10.0.0.1"})))
+    shown = json.loads(render(node.plan, "argv", MANY.model_copy(update={"head": "10.0.0.1"}), CONFIG))
     assert node.seen("argv") == shown
     meeting = "--nnodes 4 --nproc_per_node 8 --rdzv_backend c10d --rdzv_id m --rdzv_endpoint 10.0.0.1:29500 "
     assert " ".join(shown[1:]).startswith(meeting)
@@ -165,7 +184,7 @@ def test_a_missing_head_is_asked_for(node: Place) -> None:
     assert code == 2 and "name or address" in errors
     assert not node.spied.exists()
     with pytest.raises(InputError, match="head"):
-        render(node.plan, "argv", MANY)
+        render(node.plan, "argv", MANY, CONFIG)
 
 
 def test_activation_comes_first_and_then_torchrun_is_looked_up(place: Place) -> None:
@@ -213,7 +232,7 @@ def kubernetes(text: str) -> str:
 
 
 def documents(format: str, plan: LaunchPlan, where: Cluster) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(render(plan, format, where)))
+    return list(yaml.safe_load_all(render(plan, format, where, CONFIG)))
 
 
 def containers(plan: LaunchPlan, where: Cluster) -> list[dict[str, Any]]:
@@ -276,7 +295,7 @@ def test_train_job_names_its_runtime_and_the_runtime_its_trainer() -> None:
 
 def test_cpu_plans_ask_for_no_gpu() -> None:
     plan = PLAN.model_copy(update={"device": "cpu"})
-    assert "gpu" not in render(plan, "slurm", MANY) + render(plan, "k8s", ONE)
+    assert "gpu" not in render(plan, "slurm", MANY, CONFIG) + render(plan, "k8s", ONE, CONFIG)
 
 
 # What is refused
@@ -293,13 +312,13 @@ def test_cpu_plans_ask_for_no_gpu() -> None:
 )
 def test_what_a_pod_could_not_do_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
-        render(PLAN, "k8s", ONE.model_copy(update=changes))
+        render(PLAN, "k8s", ONE.model_copy(update=changes), CONFIG)
     assert message in str(caught.value) and "fix:" in str(caught.value)
 
 
 def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(InputError, match="argv, json, bash, slurm, k8s, trainjob"):
-        render(PLAN, "yaml", ONE)
+        render(PLAN, "yaml", ONE, CONFIG)
 
 
 @pytest.mark.parametrize("name", ["Upper", "1st", "a b", "x" * 41, "end-", "line\n"])

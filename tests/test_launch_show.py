@@ -48,7 +48,7 @@ def planned(folder: Path, name: str) -> LaunchPlan:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_is_printed_or_written_as_it_is_rendered(folder: Path, format: str) -> None:
-    wanted = render(planned(folder, "nodes.yaml"), format, load_cluster(folder / "cluster.yaml"))
+    wanted = render(planned(folder, "nodes.yaml"), format, load_cluster(folder / "cluster.yaml"), folder / "nodes.yaml")
     words = ["nodes.yaml", "--format", format, "--cluster", "cluster.yaml"]
     printed = show(folder, *words)
     assert (printed.returncode, printed.stdout) == (0, wanted), printed.stderr

@@ -2,6 +2,7 @@
 # Start this on each of the 4 nodes, all within 10 minutes, with the name or address of one of them:
 #   bash welding-m3.sh HEAD    or    BGE_LAUNCH_HEAD=HEAD bash welding-m3.sh
 # No node needs a number of its own: the rendezvous on HEAD gives them out.
+# Afterwards, once: bge-launch finish '/data/焊接 项目/launch.yaml'
 # shellcheck disable=SC2016 # a $ in single quotes is meant as it is
 set -euo pipefail
 

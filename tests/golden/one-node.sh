@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Afterwards, once: /opt/bge/bin/bge-launch finish '/data/焊接 项目/launch.yaml'
 # shellcheck disable=SC2016 # a $ in single quotes is meant as it is
 set -euo pipefail
 
