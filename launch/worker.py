@@ -135,6 +135,10 @@ def _whole(model: Any) -> AbstractContextManager[Any]:
         return nullcontext()
     import deepspeed
 
+    for module in model.modules():
+        # transformers' loader under ZeRO-3 keeps old names (LayerNorm.gamma), and saving would go back to them.
+        if getattr(module, "_weight_conversions", None):
+            module._weight_conversions = None
     return deepspeed.zero.GatheredParameters(list(model.parameters()))
 
 

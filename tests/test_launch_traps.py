@@ -279,7 +279,7 @@ def test_trap_j_a_full_output_folder(tmp_path: Path, models: Path, checked: Any)
 
 
 def test_trap_k_the_gathered_weights_are_not_what_is_saved(tmp_path: Path, models: Path, checked: Any) -> None:
-    """With ZeRO-3 what the model itself holds is empty (test_launch_deepspeed.py trains with it)."""
+    """With ZeRO-3 what the model itself holds is empty (test_launch_deepspeed.py trains with it, and without us)."""
     import torch
     from safetensors.torch import load_file
 
