@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,11 @@ def model(plan: LaunchPlan) -> Iterator[Problem]:
             yield error(f"model.{what}", f"{model}: no {what}; expected one of {', '.join(names)}", fix)
         elif said := _incomplete(found[0]):
             yield error(f"model.{what}", f"{found[0]}: {said}", "get the file itself: `git lfs pull`, or copy it again")
+    kind = read_json(model / "tokenizer_config.json").get("tokenizer_class")
+    if kind == "TokenizersBackend" and _major("transformers") < 5:
+        reason = f"{model}: its tokenizer was saved by transformers 5, and the installed one, older, does not know its class"
+        fix = "write PreTrainedTokenizerFast for tokenizer_class in its tokenizer_config.json, or install transformers 5"
+        yield error("model.tokenizer", reason, fix)
     index = next((model / n for n in WEIGHTS if n.endswith(".index.json") and (model / n).is_file()), None)
     listed = read_json(index).get("weight_map", {}) if index else {}
     shards = sorted(set(listed.values())) if isinstance(listed, dict) else []
@@ -51,6 +57,10 @@ def model(plan: LaunchPlan) -> Iterator[Problem]:
         yield error("model.half", reason, fix)
     if plan.recipe == "m3-unified" and plan.on("use_mrl"):
         yield error("model.mrl", "the m3 trainer does not implement use_mrl", "leave it out, or use `recipe: base`")
+
+
+def _major(package: str) -> int:
+    return int(importlib.metadata.version(package).split(".")[0])
 
 
 def _incomplete(file: Path) -> str | None:

@@ -118,13 +118,11 @@ def translate(arguments: dict[str, Any], names: frozenset[str], recipe: str = "b
 
 
 def warmup_name(names: frozenset[str]) -> str:
-    """Where a warm-up *fraction* goes: transformers 5 takes it as a float below 1 in warmup_steps.
+    """Where a warm-up *fraction* goes: transformers 5 takes it as a float below 1 in warmup_steps, which is whole in 4.
 
-    sentence-transformers, which `matryoshka` runs on, takes it there with every transformers, and under
-    the old name only with a warning.
+    warmup_ratio alone does not tell: sentence-transformers keeps it with transformers 5, and warns. logging_dir went with it.
     """
-    old = "warmup_ratio" in names and "matryoshka_dims" not in names
-    return "warmup_ratio" if old else "warmup_steps"
+    return "warmup_ratio" if {"warmup_ratio", "logging_dir"} <= names else "warmup_steps"
 
 
 def _renamed(name: str, value: Any, names: frozenset[str]) -> str:

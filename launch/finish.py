@@ -24,6 +24,7 @@ TOKENIZER_EXTRAS = (
     "vocab.json",
     "merges.txt",
 )
+TOKENIZER = "tokenizer_config.json"
 ST_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 _ST = "sentence_transformers.models."
 TEXTS = ("What is a GPU?", "一个问题，比第一个要长一些")
@@ -49,6 +50,9 @@ def finish(plan: LaunchPlan) -> None:
     for folder in folders:
         if plan.prepared:
             restore_dropout(plan.model, folder)
+        if (plan.model / TOKENIZER).is_file():
+            # No recipe changes the tokenizer, but transformers 5 gives it a class that 4 cannot load.
+            shutil.copyfile(plan.model / TOKENIZER, folder / TOKENIZER)
         if plan.recipe == "reranker":
             restore_reranker_files(plan.model, folder)
         else:

@@ -376,7 +376,7 @@ def test_old_names_follow_the_installed_trainer() -> None:
     new = made(command("--evaluation_strategy no --warmup_ratio 0.3 --no_cuda"), names=NAMES).config
     assert new["arguments"]["eval_strategy"] == "no" and new["arguments"]["warmup_steps"] == 0.3
     assert new["hardware"]["device"] == "cpu"
-    old = NAMES - {"eval_strategy"} | {"evaluation_strategy", "warmup_ratio"}
+    old = NAMES - {"eval_strategy"} | {"evaluation_strategy", "warmup_ratio", "logging_dir"}
     kept = made(command("--evaluation_strategy no --warmup_ratio 0.3"), names=old).config["arguments"]
     assert kept["evaluation_strategy"] == "no" and kept["warmup_ratio"] == 0.3
     assert made(command(), names=old).config["arguments"]["warmup_ratio"] == 0

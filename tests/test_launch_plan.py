@@ -174,13 +174,17 @@ def test_null_leaves_a_recipes_argument_out(folder: Path, base: Contract) -> Non
     assert plan(folder, base, arguments={"report_to": None}).value("report_to") is None
 
 
+OLD = {"warmup_steps", "warmup_ratio", "logging_dir"}  # transformers 4
+
+
 @pytest.mark.parametrize(
     ("names", "given", "expected"),
     [
         ({"warmup_steps"}, {"warmup_ratio": 0.1}, {"warmup_steps": 0.1}),  # transformers 5
-        ({"warmup_steps", "warmup_ratio"}, {"warmup_steps": 0.1}, {"warmup_ratio": 0.1}),  # transformers 4
-        ({"warmup_steps", "warmup_ratio"}, {"warmup_steps": 100}, {"warmup_steps": 100}),
-        ({"warmup_steps", "warmup_ratio"}, {"warmup_ratio": 0.1}, {"warmup_ratio": 0.1}),
+        ({"warmup_steps", "warmup_ratio"}, {"warmup_steps": 0.1}, {"warmup_steps": 0.1}),  # 5, sentence-transformers
+        (OLD, {"warmup_steps": 0.1}, {"warmup_ratio": 0.1}),
+        (OLD, {"warmup_steps": 100}, {"warmup_steps": 100}),
+        (OLD, {"warmup_ratio": 0.1}, {"warmup_ratio": 0.1}),
         ({"eval_strategy"}, {"evaluation_strategy": "no"}, {"eval_strategy": "no"}),
         ({"normalize_embeddings"}, {"normlized": True}, {"normalize_embeddings": True}),
         ({"weight_decay"}, {"--weight-decay": 0.1}, {"weight_decay": 0.1}),

@@ -44,6 +44,10 @@ def _tokenizer(folder: Path, tokens: dict[str, str], vocabulary: int, max_length
     )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **tokens)
     fast.save_pretrained(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"  # transformers 5 writes a name that 4 does not know
+    config["model_input_names"] = ["input_ids", "attention_mask"]  # 4 adds token types, of which XLM-R has one only
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return tokenizer.get_vocab_size()
 
 
