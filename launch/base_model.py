@@ -23,6 +23,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def safetensors_size(path: Path) -> int | None:
+    """How many bytes a safetensors file should have: 8 of length, the header, the tensors. None: its header is none."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+        return int(8 + length + max(ends, default=0))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON as transformers does: two spaces, a last newline."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

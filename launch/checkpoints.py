@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch.base_model import read_json
+from launch.base_model import read_json, safetensors_size
 
 HEADS = ("colbert_linear.pt", "sparse_linear.pt")
 
@@ -88,17 +87,9 @@ def _weights(folder: Path) -> Iterator[str]:
         names = ["model.safetensors"]
     for name in names:
         path = folder / name
-        if not (zipfile.is_zipfile(path) if name.endswith(".bin") else _whole_safetensors(path)):
+        if not (zipfile.is_zipfile(path) if name.endswith(".bin") else _whole(path)):
             yield name
 
 
-def _whole_safetensors(path: Path) -> bool:
-    """Whether the file is as long as its header says: 8 bytes of length, the header, the tensors."""
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
-        return path.stat().st_size == 8 + length + max(ends, default=0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
-        return False
+def _whole(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == safetensors_size(path)

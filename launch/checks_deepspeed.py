@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import os
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from launch.deepspeed_schema import Schema, schema
 from launch.plan import LaunchPlan
 from launch.problems import Problem, error, warning
 
+BUILD = 30  # minutes; no build of one of its parts takes as long
 # Keys that transformers compares with the trainer's arguments; it stops where they differ.
 FILLED = {
     "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
@@ -40,10 +43,23 @@ def deepspeed(plan: LaunchPlan) -> Iterator[Problem]:
     if not isinstance(settings, dict):
         yield error("deepspeed.json", f"{path}: expected a JSON object")
         return
+    yield from _locks()
     yield from _stage(plan, path, settings)
     yield from _values(plan, path, settings)
     if found := schema():
         yield from _keys(path, settings, found)
+
+
+def _locks() -> Iterator[Problem]:
+    """Lock files of DeepSpeed's compiler. A build that was killed leaves its own, and the next waits for it for ever."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or f"{cache}/torch_extensions").expanduser()
+    found = [*root.glob("*/lock"), *root.glob("*/*/lock")]
+    for lock in sorted(f for f in found if f.parent.name != "deepspeed_shm_comm"):  # launch.worker leaves that one out
+        minutes = (time.time() - lock.stat().st_mtime) / 60
+        reason = f"{lock}: DeepSpeed waits until this file is gone; it is {minutes:.0f} minutes old"
+        say = error if minutes > BUILD else warning
+        yield say("deepspeed.lock", reason, f"unless another run is compiling now, a killed one left it: rm {lock}")
 
 
 def _section(settings: dict[str, Any], name: str) -> dict[str, Any]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch.base_model import half_precision, read_json, token_limit
+from launch.base_model import half_precision, read_json, safetensors_size, token_limit
 from launch.checkpoints import HEADS
 from launch.plan import LaunchPlan
 from launch.problems import Problem, error, warning
@@ -32,8 +31,12 @@ def model(plan: LaunchPlan) -> Iterator[Problem]:
             yield error(f"model.{what}", f"{found[0]}: {said}", "get the file itself: `git lfs pull`, or copy it again")
     kind = read_json(model / "tokenizer_config.json").get("tokenizer_class")
     if kind == "TokenizersBackend" and _major("transformers") < 5:
-        reason = f"{model}: its tokenizer was saved by transformers 5, and the installed one, older, does not know its class"
-        fix = "write PreTrainedTokenizerFast for tokenizer_class in its tokenizer_config.json, or install transformers 5"
+        reason = (
+            f"{model}: its tokenizer was saved by transformers 5, and the installed one, older, does not know its class"
+        )
+        fix = (
+            "write PreTrainedTokenizerFast for tokenizer_class in its tokenizer_config.json, or install transformers 5"
+        )
         yield error("model.tokenizer", reason, fix)
     index = next((model / n for n in WEIGHTS if n.endswith(".index.json") and (model / n).is_file()), None)
     listed = read_json(index).get("weight_map", {}) if index else {}
@@ -64,23 +67,15 @@ def _major(package: str) -> int:
 
 
 def _incomplete(file: Path) -> str | None:
-    """Why a file is not the file that it should be; safetensors say in their header how long they are."""
+    """Why a file is not the file that it should be."""
     size = file.stat().st_size
-    with open(file, "rb") as read:
-        start = read.read(8)
-        if size < 200 and (start + read.read()).startswith(b"version https://git-lfs"):
-            return "a Git LFS pointer, not the file"
-        if file.suffix != ".safetensors":
-            return None
-        read.seek(8)
-        length = int.from_bytes(start, "little")
-        try:
-            header = json.loads(read.read(length) if length < size else b"")
-            whole = (
-                8 + length + max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
-            )
-        except (ValueError, TypeError, KeyError, AttributeError):
-            return "not a safetensors file, or cut short"
+    if size < 200 and file.read_bytes().startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file"
+    if file.suffix != ".safetensors":
+        return None
+    whole = safetensors_size(file)
+    if whole is None:
+        return "not a safetensors file, or cut short"
     return f"{size} bytes of {whole}; the copy was cut short" if size < whole else None
 
 

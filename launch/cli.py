@@ -292,7 +292,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _stop_on_errors(problems: list[Problem]) -> None:
-    for problem in problems:
+    for problem in sorted(problems, key=lambda p: p.severity == "error"):  # what stops us stands at the bottom
         print(problem, file=sys.stderr)
     if any(p.severity == "error" for p in problems):
         raise typer.Exit(2)

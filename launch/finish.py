@@ -57,6 +57,8 @@ def finish(plan: LaunchPlan) -> None:
             restore_reranker_files(plan.model, folder)
         else:
             restore_files(plan.model, folder, plan.pooling)
+        if plan.recipe == "m3-unified":
+            _copy(plan.model, folder, HEADS)  # without unified_finetuning they are not trained, and not saved
 
 
 def restore_reranker_files(model: Path, folder: Path) -> None:

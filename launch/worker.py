@@ -8,6 +8,7 @@ is stopped, and how fast it goes. OUTPUT/worker.json says how far it came.
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
 import runpy
@@ -31,6 +32,8 @@ def main() -> None:
     output = option(words, "output_dir")
     if output and _rank() > 0:
         own_log(Path(output))
+    if option(words, "deepspeed") and option(words, "use_cpu") == "True":
+        _without_compiling()
     around_training()
     sys.argv = [ENTRIES[recipe], *words]
     runpy.run_module(ENTRIES[recipe], run_name="__main__", alter_sys=True)
@@ -58,6 +61,15 @@ def record(output: Path, **facts: Any) -> None:
     path = output / RECORD
     path.with_suffix(".tmp").write_text(json.dumps(read_json(path) | facts, indent=2) + "\n", encoding="utf-8")
     path.with_suffix(".tmp").replace(path)
+
+
+def _without_compiling() -> None:
+    """Keeps DeepSpeed from compiling its shared-memory all-reduce, which only inference on CPUs uses.
+
+    It takes minutes, and where a build was killed, the next run waits for its lock file for ever.
+    """
+    there: Any = importlib.import_module("deepspeed.comm.torch")  # as an attribute, that name is PyTorch itself
+    there.build_shm_op = lambda: None
 
 
 def around_training() -> None:

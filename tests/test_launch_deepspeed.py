@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,22 @@ def test_the_check_imports_neither_torch_nor_deepspeed() -> None:
 def test_shipped_files_have_no_problem(found: Any, file: Path) -> None:
     problems = found(json.loads(file.read_text()))
     assert problems == {}
+
+
+def test_what_a_killed_build_left_is_named_before_deepspeed_waits_for_it(
+    found: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    lock = tmp_path / "torch_extensions" / "py311_cu128" / "fused_adam" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    said = found({})["deepspeed.lock"]
+    assert said.startswith("warning") and f"rm {lock}" in said
+    hour_ago = time.time() - 3600
+    os.utime(lock, (hour_ago, hour_ago))
+    assert found({})["deepspeed.lock"].startswith("error")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "other"))
+    assert found({}) == {}
 
 
 def test_an_unknown_key_is_named_with_the_nearest(found: Any) -> None:
@@ -203,9 +220,15 @@ def test_zero3_leaves_empty_tensors_in_what_flagembedding_saves(tmp_path: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "model"), [("base", "bert"), ("reranker", "reranker")])
-def test_zero3_saves_every_weight_whole_and_by_its_name(tmp_path: Path, models: Path, recipe: str, model: str) -> None:
+def test_zero3_saves_every_weight_whole_and_by_its_name(
+    tmp_path: Path, models: Path, recipe: str, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
+    killed = tmp_path / "extensions" / "deepspeed_shm_comm"  # a build that DeepSpeed would wait for, and we need not
+    killed.mkdir(parents=True)
+    (killed / "lock").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(killed.parent))
     config = write(tmp_path, models / model, recipe=recipe, hardware=TWO, deepspeed=zero3(tmp_path))
     code, _, err = launch("run", config)
     assert code == 0, err

@@ -355,3 +355,12 @@ def test_a_migrated_reranker_command_passes_the_check(tmp_path: Path, models: Pa
     assert (config.recipe, config.query_instruction) == ("reranker", "find: ")
     problems = check(make_plan(config, CPU, installed("reranker")))
     assert [p for p in problems if p.severity == "error"] == []
+
+
+@pytest.mark.slow
+def test_m3_trained_as_a_dense_model_keeps_its_bases_heads(tmp_path: Path, models: Path) -> None:
+    config = write(tmp_path, models / "m3", recipe="m3-unified", arguments={"unified_finetuning": False})
+    code, _, err = launch("run", config)
+    assert code == 0, err
+    for name in ("colbert_linear.pt", "sparse_linear.pt"):
+        assert (tmp_path / "out" / "tuned" / name).read_bytes() == (models / "m3" / name).read_bytes()
