@@ -21,6 +21,7 @@ class Answer:
     seconds: float
     # if asked for: (token, log-probability) of each alternative for the first token
     first: tuple[tuple[str, float], ...] = ()
+    failure: str = ""  # why there is no answer; such a one is never stored
 
 
 class AnswerStore:
@@ -31,10 +32,12 @@ class AnswerStore:
         self._db = sqlite3.connect(path, timeout=60)
         try:
             self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")  # survives kill -9; FULL waits for the disk with each answer
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, model TEXT, request TEXT, text TEXT, finish TEXT,"
                 " prompt_tokens INTEGER, completion_tokens INTEGER, seconds REAL, created REAL, first TEXT)"
             )
+            self._db.execute("CREATE TABLE IF NOT EXISTS asked (key TEXT PRIMARY KEY, model TEXT, request TEXT)")
             if "first" not in [row[1] for row in self._db.execute("PRAGMA table_info(answers)")]:
                 self._db.execute("ALTER TABLE answers ADD COLUMN first TEXT")  # a store of version 0.1
         except sqlite3.DatabaseError as e:
@@ -73,6 +76,17 @@ class AnswerStore:
             raise InputError(
                 f"an answer could not be stored: {e}", fix="free some disk space and run again: stored answers are kept"
             ) from e
+
+    def remember(self, bodies: dict[str, dict[str, Any]], model: str) -> None:
+        """Requests that leave in a file, so that their answers are known when they come."""
+        rows = [(key, model, json.dumps(body, ensure_ascii=False)) for key, body in bodies.items()]
+        with self._db:
+            self._db.executemany("INSERT OR REPLACE INTO asked VALUES (?, ?, ?)", rows)
+
+    def asked(self, key: str) -> tuple[str, dict[str, Any]] | None:
+        """The model and the request that `remember` was given under a key."""
+        row = self._db.execute("SELECT model, request FROM asked WHERE key = ?", (key,)).fetchone()
+        return (row[0], json.loads(row[1])) if row else None
 
     def close(self) -> None:
         self._db.close()

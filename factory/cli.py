@@ -58,6 +58,59 @@ def build(
 
 
 @app.command()
+def requests(
+    config: Annotated[Path, typer.Argument(help="a YAML file with `llm: {serve: batch, model: NAME}`")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the run's folder, as for build")],
+    file: Annotated[Path, typer.Option(help="the file to write")] = Path("requests.jsonl"),
+) -> None:
+    """Write what the LLM is to be asked into a file, for a machine that cannot be reached from here.
+
+    \b
+        bge-factory requests factory.yaml --out runs/mine          here: requests.jsonl
+        vllm run-batch -i requests.jsonl -o answers.jsonl --model NAME      there
+        bge-factory answers answers.jsonl --out runs/mine          here again
+        bge-factory build factory.yaml --out runs/mine
+
+    A judge's questions depend on what was answered before: build then says that answers are missing, and the round is
+    made once more.
+    """
+    from factory.batch import AnswersMissing, write_requests
+    from factory.config import load_config
+    from factory.pipeline import build as run
+
+    settings = load_config(config)
+    try:
+        run(settings, out, say)
+    except AnswersMissing as e:
+        write_requests(e, settings.llm.model, file)
+        say(
+            f"{len(e.bodies):,} requests: {file}\nnext: vllm run-batch -i {file} -o answers.jsonl --model {settings.llm.model}"
+        )
+    else:
+        say("no answer is missing: the build is done")
+
+
+@app.command()
+def answers(
+    files: Annotated[list[Path], typer.Argument(help="what `vllm run-batch` wrote, in any order")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the run's folder")],
+) -> None:
+    """Read the answers to `requests` back into a run; exit code 2 if some requests got none."""
+    from factory.batch import read_answers
+    from factory.records import InputError
+
+    store = out / "cache" / "llm.sqlite"
+    if not store.is_file():
+        raise InputError("no request was made in this run", where=out, fix="bge-factory requests CONFIG --out RUN")
+    stored, problems = read_answers(files, store)
+    for problem in problems:
+        typer.echo(f"error: {problem}", err=True)
+    say(f"{stored:,} answers stored" + (f", {len(problems):,} lines without one" if problems else ""))
+    if problems:
+        raise typer.Exit(2)
+
+
+@app.command()
 def validate(
     files: Annotated[list[Path], typer.Argument(help="FlagEmbedding training files (JSON lines), ours or anybody's")],
 ) -> None:

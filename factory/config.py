@@ -91,7 +91,7 @@ def resolve_paths(config: Config, base: Path) -> Config:
     source = config.input.path
     paths = [expand(p, base) for p in ([source] if isinstance(source, str) else source)]
     reranker = config.score.reranker
-    local_llm = config.llm.model and config.llm.serve != "endpoint"
+    local_llm = config.llm.model and config.llm.serve in ("llamacpp", "vllm")
     return config.model_copy(
         update={
             "input": config.input.model_copy(update={"path": paths}),

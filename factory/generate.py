@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from factory.answers import Answer
@@ -12,11 +13,12 @@ from factory.config import Config
 from factory.documents import read_table
 from factory.duplicates import near_duplicate_groups
 from factory.languages import language
-from factory.llm import LLM, Usage
+from factory.llm import LLM, Request, Usage
 from factory.models import model_fingerprint
+from factory.parsing import parse_answer, readable
 from factory.passages import trainable
 from factory.prompting import requests_for, types_of
-from factory.records import Dropped, InputError, Pair, Passage, loads
+from factory.records import Dropped, InputError, Pair, Passage
 from factory.workspace import fingerprint
 
 
@@ -61,35 +63,12 @@ def draw_evenly(passages: list[Passage], limit: int, seed: int) -> tuple[list[Pa
     return [p for p in passages if p.id in taken], [p for p in passages if p.id not in taken]
 
 
-def parse_answer(text: str) -> list[dict[str, str]]:
-    """The items of an answer; an answer that was cut off or fenced is repaired (json-repair).
-
-    Raises:
-        ValueError: no item with a question could be found; the message is the reason.
-    """
-    from json_repair import repair_json
-
-    starts = [text.find(c) for c in "[{" if c in text]
-    body = text[min(starts) :] if starts else text
-    try:
-        value = loads(body)
-    except json.JSONDecodeError:
-        value = loads(str(repair_json(body)) or "null")
-    items = value.get("items") if isinstance(value, dict) else value
-    good = (
-        [i for i in items if isinstance(i, dict) and isinstance(i.get("question"), str) and i["question"].strip()]
-        if isinstance(items, list)
-        else []
-    )
-    if not good:
-        raise ValueError("no question could be found in the answer")
-    return [{k: v.strip() for k, v in i.items() if isinstance(v, str)} for i in good]
-
-
 def pairs_of(passage: Passage, number: int, answer: Answer, config: Config) -> tuple[list[Pair], list[Dropped]]:
     """The pairs in one answer, and what of it could not be used."""
     pairing, types = config.generate.pairing, types_of(number, config.generate)
     stage = "generate"
+    if answer.failure:
+        return [], [Dropped(stage=stage, id=passage.id, reason="no-answer", detail=answer.failure, text=passage.text)]
     try:
         items = parse_answer(answer.text)
     except ValueError as e:
@@ -152,7 +131,14 @@ def generate(
             "no passage is left to ask about", fix="see dropped/generate.jsonl; loosen test.hold_out or split"
         )
     with LLM(config.llm, llm_identity(config), cache / "llm.sqlite", log, say) as llm:
-        answers, usage = llm.complete(requests_for(asked, config))
+        requests = requests_for(asked, config)
+        answers, usage = llm.complete(requests)
+        unreadable = [i for i, a in enumerate(answers) if not a.failure and not readable(a.text)]
+        if unreadable:
+            second, more = llm.complete([once_more(requests[i], answers[i]) for i in unreadable], "ask again")
+            usage += more
+            for i, answer in zip(unreadable, second, strict=True):
+                answers[i] = answer if readable(answer.text) else both(answers[i], answer)
     pairs: list[Pair] = []
     for number, (passage, answer) in enumerate(zip(asked, answers, strict=True)):
         good, bad = pairs_of(passage, number, answer, config)
@@ -161,13 +147,25 @@ def generate(
     return regroup(pairs, config), dropped, usage
 
 
+def once_more(request: Request, answer: Answer) -> Request:
+    """The request with another seed, and half as much room again if the answer was cut off."""
+    room = request.max_tokens * 3 // 2 if answer.finish == "length" else request.max_tokens
+    return replace(request, seed=request.seed + 1, max_tokens=room)
+
+
+def both(first: Answer, second: Answer) -> Answer:
+    """Two answers that cannot be read, for the person who looks why."""
+    return replace(second, text=f"{first.text}\n\n--- asked again ---\n{second.text}{second.failure}", failure="")
+
+
 def llm_identity(config: Config) -> str:
-    """What an answer depends on beside its request: the model's bytes, or its name at the endpoint."""
-    return (
-        f"{config.llm.url} {config.llm.model}"
-        if config.llm.serve == "endpoint"
-        else model_fingerprint(Path(config.llm.model))
-    )
+    """What an answer depends on beside its request: the model's bytes, or its name at the (first) endpoint."""
+    if config.llm.serve == "batch":
+        return f"batch {config.llm.model}"
+    if config.llm.serve == "endpoint":
+        url = config.llm.url if isinstance(config.llm.url, str) else config.llm.url[0]
+        return f"{url} {config.llm.model}"
+    return model_fingerprint(Path(config.llm.model))
 
 
 def regroup(pairs: list[Pair], config: Config) -> list[Pair]:

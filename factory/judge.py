@@ -16,6 +16,7 @@ from factory.answers import Answer
 from factory.languages import HAN, language
 from factory.llm import LLM, Request
 from factory.prompting import PROMPTS, read_prompt
+from factory.serve import ServerDied
 from factory.workspace import fingerprint, sha256_file
 
 # First tokens that count, without spaces and in lower case; a tokenizer may cut 是的 into 是 and 的, or not.
@@ -43,6 +44,11 @@ class LLMJudge:
         """Logits, (n,) float32; above 0 the model leans to "the passage answers the question"."""
         order = sorted(range(len(pairs)), key=lambda i: (pairs[i][1], pairs[i][0]))  # one passage after the other:
         answers, _ = self.llm.complete([self._request(*pairs[i]) for i in order], "judge")  # servers reuse its prefix
+        failed = [a.failure for a in answers if a.failure]
+        if failed:
+            raise ServerDied(
+                f"{len(failed)} of {len(answers)} judgements got no answer: {failed[0]}; run again: the others are kept"
+            )
         logits = np.zeros(len(pairs), np.float32)
         logits[order] = [logit(answer) for answer in answers]
         return logits

@@ -31,6 +31,7 @@ class Endpoint:
     url: str  # ends in /v1
     model: str  # the name to send in requests
     api_key: str = ""
+    gone: Callable[[], str] = str  # of a server of ours: how it ended; empty while it runs
 
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
@@ -40,15 +41,15 @@ class Endpoint:
 
 
 @contextmanager
-def serve(config: LLMConfig, log: Path, say: Callable[[str], None]) -> Iterator[Endpoint]:
-    """A healthy endpoint; a server that we started is stopped at the end, also after an error or Ctrl-C.
+def serve(config: LLMConfig, log: Path, say: Callable[[str], None]) -> Iterator[list[Endpoint]]:
+    """Healthy endpoints, of our own servers one; a server that we started is stopped at the end, also after an error or Ctrl-C.
 
     Raises:
         InputError: the model, the executable or the URL is not there.
         ServerDied: the server did not come up within `start_timeout` seconds.
     """
     if config.serve == "endpoint":
-        yield _running(config)
+        yield [_running(url, config) for url in ([config.url] if isinstance(config.url, str) else config.url)]
         return
     if not config.model or not Path(config.model).exists():
         raise InputError(
@@ -78,16 +79,16 @@ def serve(config: LLMConfig, log: Path, say: Callable[[str], None]) -> Iterator[
             ) from e
         try:
             wait_until_healthy(process, port, config.start_timeout, log)
-            yield Endpoint(f"http://127.0.0.1:{port}/v1", "local")
+            yield [Endpoint(f"http://127.0.0.1:{port}/v1", "local", gone=lambda: _ending(process, log))]
         finally:
             stop(process)
 
 
-def _running(config: LLMConfig) -> Endpoint:
+def _running(address: str, config: LLMConfig) -> Endpoint:
     key = os.environ.get(config.api_key_env, "") if config.api_key_env else ""
     if config.api_key_env and not key:
         raise InputError(f"environment variable {config.api_key_env} is not set", where="llm.api_key_env")
-    url = config.url.rstrip("/")
+    url = address.rstrip("/")
     url = url if url.endswith("/v1") else url + "/v1"
     endpoint = Endpoint(url, config.model, key)
     try:
@@ -122,7 +123,8 @@ def _vllm(config: LLMConfig, port: int) -> tuple[list[str], dict[str, str]]:
 
 
 def _llamacpp(config: LLMConfig, port: int) -> tuple[list[str], dict[str, str]]:
-    arguments = [config.model, str(port), str(config.concurrency), str(config.context)]
+    slots = 8 if config.concurrency == "auto" else config.concurrency
+    arguments = [config.model, str(port), str(slots), str(config.context)]
     return [sys.executable, "-m", "factory.llamacpp", *arguments], {
         "PYTHONPATH": str(Path(__file__).parents[1]),
         "OMP_WAIT_POLICY": "passive",
@@ -138,8 +140,8 @@ def free_port() -> int:
 def wait_until_healthy(process: subprocess.Popen[bytes], port: int, timeout: float, log: Path) -> None:
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise ServerDied(f"the LLM server ended with code {process.returncode}; {_tail(log)}")
+        if said := _ending(process, log):
+            raise ServerDied(said)
         try:
             if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5, trust_env=False).status_code == 200:
                 return
@@ -147,6 +149,11 @@ def wait_until_healthy(process: subprocess.Popen[bytes], port: int, timeout: flo
             pass
         time.sleep(0.2)
     raise ServerDied(f"the LLM server was not healthy after {timeout:.0f} s (llm.start_timeout); {_tail(log)}")
+
+
+def _ending(process: subprocess.Popen[bytes], log: Path) -> str:
+    """How it ended, with the last lines of its log; empty while it runs."""
+    return "" if process.poll() is None else f"the LLM server ended with code {process.returncode}; {_tail(log)}"
 
 
 def _tail(log: Path) -> str:

@@ -78,14 +78,17 @@ class TestConfig(Part):
 class LLMConfig(Part):
     """Where the local LLM is and how it is asked."""
 
-    serve: Literal["llamacpp", "vllm", "endpoint"] = Field(
+    serve: Literal["llamacpp", "vllm", "endpoint", "batch"] = Field(
         "llamacpp",
-        description="llamacpp: a GGUF file, served by us. vllm: `vllm serve` started by us. endpoint: a URL that runs",
+        description="llamacpp: a GGUF file, served by us. vllm: `vllm serve` started by us. endpoint: a URL that runs. batch: "
+        "files carried to and from another machine (`bge-factory requests`, `answers`)",
     )
     model: str = Field(
-        "", description="a GGUF file (llamacpp), a model folder (vllm), or the served model's name (endpoint)"
+        "", description="a GGUF file (llamacpp), a model folder (vllm), or the served model's name (endpoint, batch)"
     )
-    url: str = Field("", description="endpoint only, e.g. http://127.0.0.1:8000/v1")
+    url: str | list[str] = Field(
+        "", description="endpoint only, e.g. http://127.0.0.1:8000/v1; several that serve the same model share the work"
+    )
     api_key_env: str = Field(
         "", description="name of the environment variable that holds the key; the key is never written down"
     )
@@ -97,23 +100,27 @@ class LLMConfig(Part):
         default_factory=list, description="vllm only: further arguments, e.g. --tensor-parallel-size 8"
     )
     environment: dict[str, str] = Field(default_factory=dict, description="vllm only: further environment variables")
-    concurrency: int = Field(
+    concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         8,
-        ge=1,
-        description="requests under way at once; 64 and more for vLLM on a GPU; 1 gives answers that are the same in every run",
+        description="requests under way at each server; auto follows the load that vLLM reports (with endpoint and vllm); "
+        "1 gives answers that are the same in every run",
     )
     context: int = Field(2048, ge=256, description="tokens of prompt and answer together, per request")
     timeout: float = Field(600, gt=0, description="seconds for one answer; a CPU is slow")
     start_timeout: float = Field(
         900, gt=0, description="seconds for the server to come up; a large model loads for minutes"
     )
-    retries: int = Field(4, ge=0, description="times a failed request is sent again, with growing pauses")
+    retries: int = Field(
+        8, ge=0, description="times a failed request is sent again; the pauses grow to 30 s, in all some two minutes"
+    )
     seed: int = Field(42, description="sent with each request")
 
     @model_validator(mode="after")
     def _complete(self) -> LLMConfig:
         if self.serve == "endpoint" and not self.url:
             raise ValueError("serve: endpoint needs url, e.g. http://127.0.0.1:8000/v1")
+        if self.serve == "batch" and not self.model:
+            raise ValueError("serve: batch needs model, the name or folder that `vllm run-batch --model` is given")
         return self
 
 

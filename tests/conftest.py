@@ -6,6 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any test imports transformers: no test may open a socket to a hub
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from factory import demo_models
 from factory.records import InputError
 from factory.settings import LLMConfig
+from tests.llm_server import Behaviour, Server
 from tests.tiny_models import make_tiny_bert, make_tiny_m3, make_tiny_reranker
 
 
@@ -69,6 +71,21 @@ def server(request):
         }
     known |= {"serve": request.param, "context": 512, "concurrency": 2}
     return lambda **more: LLMConfig.model_validate(known | more)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[Behaviour], Server]]:
+    """Starts a server that answers as its argument says (tests/llm_server.py)."""
+    servers: list[Server] = []
+
+    def begin(behave: Behaviour) -> Server:
+        servers.append(Server(behave))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture(scope="module")

@@ -256,3 +256,44 @@ def test_help_teaches_and_version_is_told():
     for arguments in (["--help"], ["build", "--help"], ["validate", "--help"], ["evaluate", "--help"], ["config"]):
         done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0 and len(done.stdout) > 200
+
+
+def test_answers_that_another_machine_gave_make_the_same_bytes(unbroken, tmp_path):
+    """requests → a file → answers in another order → build: as if the LLM had been here."""
+    config, run = unbroken
+    with sqlite3.connect(run / "cache" / "llm.sqlite") as db:
+        known = {
+            request: (text, finish) for request, text, finish in db.execute("SELECT request, text, finish FROM answers")
+        }
+    settings = yaml.safe_load(config.read_text("utf-8"))
+    settings["llm"] |= {"serve": "batch", "model": "there"}
+    (tmp_path / "factory.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    out, file = tmp_path / "run", tmp_path / "requests.jsonl"
+
+    def command(*words: object) -> subprocess.CompletedProcess:
+        return subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, cwd=ROOT, timeout=600)
+
+    refused = command("build", tmp_path / "factory.yaml", "--out", out)
+    assert refused.returncode == 2 and "8 answers of the LLM are missing" in refused.stderr
+    asked = command("requests", tmp_path / "factory.yaml", "--out", out, "--file", file)
+    assert asked.returncode == 0 and "vllm run-batch" in asked.stderr, asked.stderr
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert len(lines) == 8 and {x["body"].pop("model") for x in lines} == {"there"}
+    given = []
+    for line in reversed(lines):
+        text, finish = known[json.dumps(line["body"], ensure_ascii=False)]
+        choice = {"message": {"content": text}, "finish_reason": finish}
+        given.append({"custom_id": line["custom_id"], "response": {"status_code": 200, "body": {"choices": [choice]}}})
+    failed = {"custom_id": given[0]["custom_id"], "response": {"status_code": 500}, "error": "CUDA error"}
+    for number, rows in enumerate(([failed, *given[1:]], given[:1])):
+        part = tmp_path / f"answers{number}.jsonl"
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        read = command("answers", part, "--out", out)
+        assert read.returncode == (2 if number == 0 else 0)
+        if number == 0:
+            assert f'{part}:1: no answer: "CUDA error"' in read.stderr and "7 answers stored" in read.stderr
+            again = command("requests", tmp_path / "factory.yaml", "--out", out, "--file", file)
+            assert again.returncode == 0 and len(file.read_text("utf-8").splitlines()) == 1
+    done = command("build", tmp_path / "factory.yaml", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert result_bytes(out) == result_bytes(run)

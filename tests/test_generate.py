@@ -6,7 +6,7 @@ import pytest
 
 from factory.answers import Answer
 from factory.config import Config
-from factory.generate import draw_evenly, given_pairs, pairs_of, parse_answer, to_ask
+from factory.generate import draw_evenly, generate, given_pairs, pairs_of, to_ask
 from factory.languages import language
 from factory.prompting import PROMPTS, read_prompt, requests_for
 from factory.records import InputError, Passage
@@ -28,23 +28,6 @@ def answer(text: str) -> Answer:
 
 
 ITEM = {"question": "焊条要烤多久？", "answer": "两小时"}
-GOOD = json.dumps({"items": [ITEM]}, ensure_ascii=False)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        GOOD,
-        f"```json\n{GOOD}\n```",
-        f"好的，以下是问题：\n{GOOD}",
-        GOOD.replace("}]}", ",}]}"),
-        GOOD[:-3],
-        GOOD[:-1] + ', {"question": "焊条受潮了怎',
-        json.dumps([ITEM], ensure_ascii=False),
-    ],
-)
-def test_answers_as_small_models_write_them_are_parsed(text):
-    assert parse_answer(text)[0]["question"] == ITEM["question"]
 
 
 @pytest.mark.parametrize(
@@ -167,3 +150,31 @@ def test_given_pairs_keep_their_split_and_bad_rows_are_dropped_by_number(tmp_pat
 )
 def test_mixed_text_goes_to_the_language_that_carries_it(text, expected):
     assert language(text) == expected
+
+
+def test_what_cannot_be_read_is_asked_once_more_and_then_kept_with_both_texts(tmp_path, start):
+    """Passage a is answered at the second time, b never; c is refused by the server; d at once."""
+
+    def behave(handler, number, prompt):
+        body = next(b for b in ("a", "b", "c", "d") if f"焊条{b}" in prompt)
+        good = json.dumps({"items": [ITEM]})
+        times[body] = times.get(body, 0) + 1
+        if body == "c":
+            handler.say(400, b"too long")
+        else:
+            text = good if body == "d" or (body == "a" and times[body] == 2) else f"sorry {times[body]}"
+            choice = {"message": {"content": text}, "finish_reason": "stop"}
+            handler.say(200, json.dumps({"choices": [choice]}).encode())
+
+    times = {}
+    url = start(behave).url
+    asked = config(llm={"serve": "endpoint", "url": url}, generate={"questions_per_passage": 1})
+    passages = [passage(b, f"焊条{b}在350℃烘干两小时。") for b in "abcd"]
+    for sent in (6, 1):  # the second run asks again only for what was refused
+        pairs, dropped, usage = generate(passages, asked, tmp_path, tmp_path / "log", lambda text: None)
+        assert [p.passage_id for p in pairs] == ["a", "d"] and usage.sent == sent
+        reasons = {d.id: (d.reason, d.text if d.reason == "unparsable" else d.detail) for d in dropped}
+        assert reasons == {
+            "b": ("unparsable", "sorry 1\n\n--- asked again ---\nsorry 2"),
+            "c": ("no-answer", "refused: HTTP 400: too long"),
+        }

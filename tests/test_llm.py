@@ -5,12 +5,15 @@ import json
 import os
 import sqlite3
 import threading
+import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from factory.answers import AnswerStore
-from factory.llm import LLM, Request, strip_thinking
+from factory.asking import strip_thinking
+from factory.llm import LLM, Request
 from factory.records import InputError
 from factory.serve import ServerDied, serve
 from factory.settings import LLMConfig
@@ -106,15 +109,16 @@ def test_an_answer_cut_off_by_its_limit_says_so(tmp_path, server):
     assert (answer.finish, answer.completion_tokens) == ("length", 5)
 
 
-def test_a_prompt_longer_than_the_context_is_refused_in_the_servers_words(tmp_path, server):
-    with pytest.raises(InputError, match=r"HTTP 400"):
-        run([ask("weld " * 3000)], server(), tmp_path)
+def test_a_prompt_longer_than_the_context_is_accounted_for_in_the_servers_words(tmp_path, server):
+    answers, usage = run([ask("weld " * 3000), ask("Name a colour.")], server(), tmp_path)
+    assert "refused: HTTP 400" in answers[0].failure and answers[1].text
+    assert (usage.sent, usage.failed) == (2, 1)
 
 
 def test_the_server_is_gone_when_the_work_is_done_or_fails(tmp_path, server):
     import httpx
 
-    with pytest.raises(ZeroDivisionError), serve(server(), tmp_path / "log", print) as endpoint:
+    with pytest.raises(ZeroDivisionError), serve(server(), tmp_path / "log", print) as (endpoint,):
         assert httpx.get(f"{endpoint.url}/models", trust_env=False).status_code == 200
         1 / 0  # noqa: B018
     with pytest.raises(httpx.ConnectError):
@@ -128,36 +132,35 @@ def test_a_server_that_dies_shows_the_end_of_its_log(tmp_path, server):
         run([ask("x")], server(model=str(bad)), tmp_path)
 
 
+def test_a_server_of_ours_that_is_killed_is_started_again_and_loses_nothing(tmp_path, server):
+    import psutil
+
+    requests = [ask(f"Name an animal. Number {i}.", SCHEMA) for i in range(8)]
+    said, killed = [], []
+
+    def say(text):
+        said.append(text)
+
+    def kill_after_the_second_answer():
+        while not killed:
+            with suppress(sqlite3.Error), sqlite3.connect(tmp_path / "llm.sqlite") as db:
+                if db.execute("SELECT count(*) FROM answers").fetchone()[0] >= 2:
+                    killed.extend(psutil.Process().children())
+                    for process in killed:
+                        process.kill()
+            time.sleep(0.01)
+
+    threading.Thread(target=kill_after_the_second_answer, daemon=True).start()
+    with LLM(server(concurrency=1), "model-1", tmp_path / "llm.sqlite", tmp_path / "log", say) as llm:
+        answers, usage = llm.complete(requests)
+    assert killed and usage.failed == 0
+    assert all(json.loads(a.text)["items"] for a in answers)
+    assert any("ended with code -9" in text and "starting it again" in text for text in said)
+
+
 def test_a_missing_model_is_the_users_mistake(tmp_path, server):
     with pytest.raises(InputError, match="no such model"):
         run([ask("x")], server(model=str(tmp_path / "none.gguf")), tmp_path)
-
-
-def test_passing_failures_are_retried_and_the_answer_is_kept(tmp_path, faulty):
-    faulty.replies += [(503, {"error": "loading"}), (200, {"no": "choices"}), reply("<think>hm</think> fine")]
-    config = LLMConfig(serve="endpoint", url=faulty.url, concurrency=1)
-    answers, _ = run([ask("x")], config, tmp_path)
-    assert answers[0].text == "fine"
-    assert len(faulty.seen) == 3
-
-
-def test_a_refused_request_is_told_at_once_with_the_servers_words(tmp_path, faulty):
-    faulty.replies.append((400, {"error": "max_tokens is too large: 9999"}))
-    with pytest.raises(InputError, match=r"HTTP 400.*max_tokens is too large"):
-        run([ask("x")], LLMConfig(serve="endpoint", url=faulty.url), tmp_path)
-    assert len(faulty.seen) == 1
-
-
-def test_answers_that_came_before_a_failure_are_on_disk(tmp_path, faulty):
-    faulty.replies += [reply("one"), reply("two"), (400, {"error": "no"})]
-    config = LLMConfig(serve="endpoint", url=faulty.url, concurrency=1)
-    requests = [ask(f"{i}") for i in range(4)]
-    with pytest.raises(InputError):
-        run(requests, config, tmp_path)
-    faulty.replies[:] = [reply("later")]
-    answers, usage = run(requests, config, tmp_path)
-    assert [a.text for a in answers] == ["one", "two", "later", "later"]
-    assert (usage.from_disk, usage.sent) == (2, 2)
 
 
 def test_the_api_key_is_sent_but_never_stored(tmp_path, faulty, monkeypatch):

@@ -1,0 +1,108 @@
+"""What a small model meant: the questions in its answer, whatever form it took."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from factory.records import loads
+
+# Names that models give to the keys, beside the ones that they were asked for.
+NAMES = {
+    "question": ("question", "q", "query", "问题", "问", "提问"),
+    "answer": ("answer", "a", "答案", "答", "回答"),
+    "rephrased": ("rephrased", "rephrase", "paraphrase", "改写", "换一种问法"),
+}
+LISTS = ("items", "questions", "pairs", "data", "问题列表", "问答")
+_QUOTES = re.compile(r"(?<=[{\[,:，：])\s*[“”„‟＂]|[“”„‟＂]\s*(?=[}\],:，：])")
+_OUTSIDE = str.maketrans("｛｝［］：，", "{}[]:,")
+_NUMBER = re.compile(
+    r"^\s*(?:[-*•]|\(?\d{1,2}\s*[.、)）:：]|(?:Q|问题?|Question)\s*\d*\s*[.:：、])\s*(?P<text>\S.*)$", re.I
+)
+_ANSWER = re.compile(r"^\s*(?:[-*•]\s*)?(?:A|答案?|Answer)\s*\d*\s*[.:：]\s*(?P<text>\S.*)$", re.I)
+_LABEL = re.compile(r"^(?:Q|问题?|Question)\s*\d*\s*[:：]\s*", re.I)
+_BOLD = re.compile(r"\*\*|__|^#+\s*", re.M)
+
+
+def parse_answer(text: str) -> list[dict[str, str]]:
+    """The items of an answer: each has `question`, and `answer` and `rephrased` if they were there.
+
+    JSON is read as it is; else repaired (json-repair: fences, commas too many, a cut end), with Chinese quotes, colons and
+    braces made ASCII where they stand for JSON's own; else a numbered list is taken, with answers below the questions.
+
+    Raises:
+        ValueError: there is no question in it; the message is the reason.
+    """
+    items = _in_json(text) or _in_lines(text)
+    if not items:
+        raise ValueError("no question could be found in the answer")
+    return items
+
+
+def readable(text: str) -> bool:
+    """Whether `parse_answer` finds a question in it."""
+    try:
+        return bool(parse_answer(text))
+    except ValueError:
+        return False
+
+
+def _in_json(text: str) -> list[dict[str, str]]:
+    from json_repair import repair_json
+
+    starts = [text.find(c) for c in "[{｛［" if c in text]
+    if not starts:
+        return []
+    body = text[min(starts) :]
+    try:
+        return _items(loads(body))
+    except json.JSONDecodeError:
+        pass
+    for tried in (body, _ascii(body)):
+        found = _items(loads(str(repair_json(tried)) or "null"))
+        if found and "answer" not in found[-1] and not _asks(found[-1]["question"]):
+            found.pop()  # the answer was cut off within this question
+        if found:
+            return found
+    return []
+
+
+def _ascii(body: str) -> str:
+    """JSON's own punctuation in ASCII; inside strings everything stays."""
+    parts = re.split(r'("(?:[^"\\]|\\.)*"?)', _QUOTES.sub('"', body))
+    return "".join(p if p.startswith('"') else p.translate(_OUTSIDE) for p in parts)
+
+
+def _items(value: Any) -> list[dict[str, str]]:
+    if isinstance(value, dict):
+        lists = [value[name] for name in LISTS if isinstance(value.get(name), list)]
+        value = lists[0] if lists else [value]
+    rows = [{"question": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else []
+    return [item for item in (_item(row) for row in rows if isinstance(row, dict)) if item.get("question")]
+
+
+def _item(row: dict[str, Any]) -> dict[str, str]:
+    known = {str(k).strip().lower(): v for k, v in row.items()}
+    found = {}
+    for name, others in NAMES.items():
+        kinds = str | int | float if name == "answer" else str
+        value = next((known[o] for o in others if isinstance(known.get(o), kinds)), None)
+        if value is not None and str(value).strip():
+            found[name] = str(value).strip()
+    return found
+
+
+def _in_lines(text: str) -> list[dict[str, str]]:
+    """A list of questions, numbered or with bullets; nothing unless one of them is a question by its mark."""
+    items: list[dict[str, str]] = []
+    for line in _BOLD.sub("", text).splitlines():
+        if (answer := _ANSWER.match(line)) and items:
+            items[-1].setdefault("answer", answer["text"].strip())
+        elif question := _NUMBER.match(line):
+            items.append({"question": _LABEL.sub("", question["text"]).strip()})
+    return items if any(_asks(i["question"]) for i in items) else []
+
+
+def _asks(text: str) -> bool:
+    return text.rstrip("”\"'").endswith(("?", "？"))

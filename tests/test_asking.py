@@ -1,0 +1,163 @@
+"""The client against servers that misbehave: every request ends with an answer or a reason, whatever the server does.
+
+The servers are real HTTP servers; only what they answer is made up, since a real LLM server does not fail on command.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factory import asking
+from factory.answers import Answer
+from factory.asking import ask_all
+from factory.llm import LLM, Request, Usage
+from factory.records import InputError
+from factory.serve import ServerDied
+from factory.settings import LLMConfig
+from tests.llm_server import Behaviour, Handler
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses of milliseconds where the client would wait for seconds."""
+    monkeypatch.setattr(asking, "PAUSE", 0.01)
+    monkeypatch.setattr(asking, "LONGEST", 0.05)
+    monkeypatch.setattr(asking, "LOOK", 0.05)
+
+
+def good(handler: Handler, number: int, prompt: str) -> None:
+    handler.good(prompt)
+
+
+def run(folder: Path, url: str | list[str], count: int, **settings: Any) -> tuple[list[Answer], Usage]:
+    config = LLMConfig(serve="endpoint", url=url, **settings)
+    requests = [Request((("user", f"q{i}"),), max_tokens=9, temperature=0, seed=1) for i in range(count)]
+    with LLM(config, "m", folder / "llm.sqlite", folder / "log", lambda text: None) as llm:
+        return llm.complete(requests)
+
+
+def whole(answers: list[Answer], count: int) -> bool:
+    return [a.text for a in answers] == [f"answer to q{i}" for i in range(count)]
+
+
+FAULTS: dict[str, Behaviour] = {
+    "500": lambda h, n, p: h.say(500, b"CUDA error"),
+    "502 with a page": lambda h, n, p: h.say(502, b"<html>bad gateway</html>"),
+    "a reset before the body": lambda h, n, p: h.reset(),
+    "a reset in the body": lambda h, n, p: h.reset(b'{"choices": [{"mess'),
+    "garbage": lambda h, n, p: h.say(200, b"\xff\xfe not json"),
+    "json without choices": lambda h, n, p: h.say(200, b'{"object": "list", "choices": []}'),
+    "a null message": lambda h, n, p: h.say(200, b'{"choices": [{"message": null}]}'),
+    "a stall": lambda h, n, p: time.sleep(1.2),
+    "503": lambda h, n, p: h.say(503, b"loading"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_one_request_in_five_fails_and_all_are_answered(tmp_path: Path, start: Any, name: str) -> None:
+    server = start(lambda h, n, p: FAULTS[name](h, n, p) if n % 5 == 3 else h.good(p))
+    answers, usage = run(tmp_path, server.url, 30, concurrency=4, timeout=0.5)
+    assert whole(answers, 30)
+    assert (usage.sent, usage.failed) == (30, 0) and len(server.seen) > 30
+    again, usage = run(tmp_path, server.url, 30)
+    assert (usage.from_disk, usage.sent) == (30, 0) and again == answers
+
+
+def test_what_one_request_does_to_the_server_is_that_requests_failure(tmp_path: Path, start: Any) -> None:
+    """Its neighbours pass, so the server is well. The next run asks for it alone."""
+    ill = {"yes": True}
+    server = start(lambda h, n, p: h.say(500, b"boom") if p == "q7" and ill["yes"] else h.good(p))
+    answers, usage = run(tmp_path, server.url, 40, concurrency=3, retries=3)
+    assert [i for i, a in enumerate(answers) if a.failure] == [7]
+    assert "4 tries, the last: HTTP 500: boom" in answers[7].failure and usage.failed == 1
+    ill["yes"] = False
+    answers, usage = run(tmp_path, server.url, 40)
+    assert whole(answers, 40) and (usage.from_disk, usage.sent) == (39, 1)
+
+
+def test_a_refused_request_is_not_sent_again_and_the_others_go_on(tmp_path: Path, start: Any) -> None:
+    server = start(lambda h, n, p: h.say(400, b"maximum context length is 2048") if p == "q1" else h.good(p))
+    answers, usage = run(tmp_path, server.url, 4)
+    assert "refused: HTTP 400: maximum context length" in answers[1].failure
+    assert len(server.seen) == 4 and usage.failed == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_is_wrong_with_every_request_ends_the_run_at_once(tmp_path: Path, start: Any, status: int) -> None:
+    server = start(lambda h, n, p: h.say(status, b"no such key"))
+    with pytest.raises(InputError, match=rf"HTTP {status}: no such key"):
+        run(tmp_path, server.url, 50, concurrency=2)
+    assert len(server.seen) <= 4
+
+
+def test_retry_after_is_kept(tmp_path: Path, start: Any) -> None:
+    server = start(lambda h, n, p: h.say(429, b"slow down", Retry_After="1") if n == 3 else h.good(p))
+    answers, _ = run(tmp_path, server.url, 10, concurrency=1)
+    assert whole(answers, 10)
+    assert server.seen[3][0] - server.seen[2][0] >= 1
+
+
+def test_a_busy_server_gets_fewer_requests_at_once_and_loses_none(tmp_path: Path, start: Any) -> None:
+    """More than four at once are too many for it."""
+
+    def behave(handler: Handler, number: int, prompt: str) -> None:
+        if handler.server.under_way > 4:
+            handler.say(429, b"too many")
+        else:
+            time.sleep(0.1)
+            handler.good(prompt)
+
+    server = start(behave)
+    answers, usage = run(tmp_path, server.url, 150, concurrency=32, retries=2)
+    assert whole(answers, 150) and usage.failed == 0
+    assert len(server.seen) < 270  # with a window that stays at 32 it is 350
+
+
+def test_a_server_that_dies_at_request_137_keeps_what_it_said(tmp_path: Path, start: Any) -> None:
+    server = start(lambda h, n, p: h.good(p) if n < 137 else h.reset())
+    with pytest.raises(ServerDied, match=r"stopped answering, 4 times in a row: http://127.*"):
+        run(tmp_path, server.url, 200, concurrency=4, retries=3)
+    assert len(server.seen) < 170  # it is not asked for the rest as well
+    server.behave = good
+    answers, usage = run(tmp_path, server.url, 200)
+    assert whole(answers, 200) and usage.from_disk == 136
+
+
+def test_when_one_of_two_servers_dies_the_other_does_the_work(tmp_path: Path, start: Any) -> None:
+    first = start(lambda h, n, p: h.good(p) if n <= 5 else h.say(500, b"dead"))
+    second = start(good)
+    answers, usage = run(tmp_path, [first.url, second.url], 60, concurrency=2, retries=2)
+    assert whole(answers, 60) and usage.failed == 0
+    assert len(first.seen) > 5 and len(second.seen) >= 40
+
+
+def test_auto_widens_the_window_while_nothing_waits_and_narrows_it_when_much_does(tmp_path: Path, start: Any) -> None:
+    def behave(handler: Handler, number: int, prompt: str) -> None:
+        time.sleep(0.25)
+        handler.good(prompt)
+
+    server = start(behave)
+    server.load = {"running": 10, "waiting": 0}
+    assert whole(run(tmp_path / "a", server.url, 150, concurrency="auto")[0], 150)
+    assert server.widest > asking.START
+    server.load = {"running": 4, "waiting": 50}
+    widths: list[int] = []
+
+    def watch(handler: Handler, number: int, prompt: str) -> None:
+        widths.append(server.under_way)
+        behave(handler, number, prompt)
+
+    server.behave = watch
+    assert whole(run(tmp_path / "b", server.url, 40, concurrency="auto")[0], 40)
+    assert max(widths) <= asking.START and max(widths[-16:-4]) <= 5
+
+
+def test_ask_all_ends_without_work() -> None:
+    import asyncio
+
+    config = LLMConfig(serve="endpoint", url="http://127.0.0.1:9")
+    asyncio.run(asyncio.wait_for(ask_all([], {}, config, lambda key, answer: None), 5))
