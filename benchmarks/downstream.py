@@ -51,7 +51,7 @@ def main() -> None:
     problem, config = read_run(a)
     ours = Ours(problem, config, a.out, None, print)
     n = a.negatives
-    miners = others(problem, n) | {OURS: lambda s: ours.choose(n, s)}
+    miners = {OURS: lambda s: ours.choose(n, s)} | others(problem, n)
     print(f"{len(problem.pairs)} pairs, {len(problem.targets)} passages")
     values: dict[str, list[np.ndarray]] = {}
     for seed in range(1, a.seeds + 1):

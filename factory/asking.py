@@ -28,6 +28,7 @@ from factory.settings import LLMConfig
 PAUSE, LONGEST = 0.5, 30.0  # seconds after a server's first failure, doubled with each; and at most
 REFUSED = (400, 409, 413, 415, 422)  # about this one request; other 4xx are about all of them
 BUSY = (429, 503)
+TRUST = 5  # refusals at the very beginning, after which the server is asked no more
 LOOK = 2.0  # seconds between two looks at a server's load
 START, MOST = 16, 512  # the window of `concurrency: auto`, at first and at most
 THINK = re.compile(r"<think>.*?(</think>|\Z)", re.S)
@@ -57,7 +58,7 @@ class _Lane:
     endpoint: Endpoint
     client: httpx.AsyncClient
     window: float
-    most: int
+    wanted: float  # where the window goes back to after the server was busy
     under_way: int = 0
     failures: int = 0  # in a row
     until: float = 0.0  # no request before
@@ -71,7 +72,7 @@ class _Lane:
 
     def good(self) -> None:
         self.failures = 0
-        self.window = min(self.most, self.window + 1 / self.window)
+        self.window = min(self.wanted, self.window + 1 / self.window)
 
     def bad(self, failure: _Passing, retries: int, started: float) -> None:
         self.said = str(failure)
@@ -86,12 +87,20 @@ class _Lane:
 
 
 async def ask_all(
-    endpoints: list[Endpoint], bodies: dict[str, dict[str, Any]], config: LLMConfig, done: Finished
+    endpoints: list[Endpoint],
+    bodies: dict[str, dict[str, Any]],
+    config: LLMConfig,
+    done: Finished,
+    *,
+    new: bool = False,
 ) -> None:
     """Hands an answer for each body to `done` as it comes; one that nobody would give has `failure` set.
 
+    Args:
+        new: none of its kind was answered before, so the first refusals are likely about all of them.
+
     Raises:
-        InputError: a server refuses every request (401, 404, …).
+        InputError: a server refuses every request (401, 404, …; with `new`, the first TRUST).
         ServerDied: all servers stopped answering; what came before was handed over.
     """
     work = deque(_Item(key, body) for key, body in bodies.items())
@@ -114,15 +123,20 @@ async def ask_all(
                     )
                 ),
                 window=first,
-                most=most,
+                wanted=first,
             )
             for e in endpoints
         ]
 
         def end(item: _Item, answer: Answer) -> None:
-            nonlocal left
-            done(item.key, answer)
+            nonlocal left, new
             left -= 1
+            new = new and bool(answer.failure)
+            if new and len(bodies) - left == TRUST:
+                raise InputError(
+                    f"the LLM server gave none of the first {TRUST} answers: {answer.failure}", where="llm"
+                )
+            done(item.key, answer)
             if not left:
                 finished.set()
 
@@ -253,9 +267,9 @@ async def _follow_load(lane: _Lane) -> None:
         if not any(load.values()):
             continue
         if load["waiting"] == 0 and lane.under_way > 0.8 * lane.window:
-            lane.window = min(lane.most, lane.window * 1.5)
+            lane.window = lane.wanted = min(MOST, lane.window * 1.5)
         elif load["waiting"] > load["running"] / 4:
-            lane.window = max(1.0, load["running"] * 1.1)
+            lane.window = lane.wanted = max(1.0, load["running"] * 1.1)
         lane.changed.set()
 
 

@@ -122,7 +122,7 @@ class LLM:
                         shown.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
                     shown.update()
 
-                self._ask({k: r.body() for k, r in missing.items()}, found, finished)
+                self._ask({k: r.body() for k, r in missing.items()}, found, finished, len(missing) == len(found))
         if failed:
             reasons = sorted({a.failure for a in found.values() if a and a.failure})
             self._say(f"{failed:,} of {len(missing):,} requests got no answer; one reason: {reasons[0]}")
@@ -134,6 +134,7 @@ class LLM:
         bodies: dict[str, dict[str, Any]],
         found: dict[str, Answer | None],
         finished: Callable[[str, Answer], None],
+        new: bool,
     ) -> None:
         """Asks; a server of ours that dies on the way is started again and asked for what is still missing."""
         for attempt in range(RESTARTS + 1):
@@ -141,11 +142,11 @@ class LLM:
                 self._endpoints = self._server.enter_context(serve(self.config, self._log, self._say))
             left = {key: body for key, body in bodies.items() if found[key] is None}
             try:
-                return asyncio.run(ask_all(self._endpoints, left, self.config, finished))
+                return asyncio.run(ask_all(self._endpoints, left, self.config, finished, new=new))
             except ServerDied as e:
                 came = sum(found[key] is not None for key in left)
                 if self.config.serve == "endpoint" or not came or attempt == RESTARTS:
                     raise
                 self._say(f"{e}\nstarting it again; {came:,} answers came since it was started")
-                self._endpoints = None
+                self._endpoints, new = None, False
                 self._server.close()

@@ -86,6 +86,18 @@ def test_a_refused_request_is_not_sent_again_and_the_others_go_on(tmp_path: Path
     assert len(server.seen) == 4 and usage.failed == 1
 
 
+def test_a_server_that_refuses_from_the_first_on_ends_the_run_and_later_it_does_not(tmp_path: Path, start: Any) -> None:
+    server = start(lambda h, n, p: h.say(400, b"response_format is not supported"))
+    with pytest.raises(InputError, match=r"none of the first 5 answers: refused: HTTP 400: response_format"):
+        run(tmp_path, server.url, 50, concurrency=1)
+    assert len(server.seen) <= 6
+    long = {f"q{i}" for i in range(10, 16)}
+    server.behave = lambda h, n, p: h.say(400, b"too long") if p in long else h.good(p)
+    for sent in (50, 6):  # the second run asks for these six alone, and knows that others were answered
+        answers, usage = run(tmp_path, server.url, 50, concurrency=1)
+        assert (usage.sent, usage.failed) == (sent, 6) and sum(bool(a.failure) for a in answers) == 6
+
+
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_what_is_wrong_with_every_request_ends_the_run_at_once(tmp_path: Path, start: Any, status: int) -> None:
     server = start(lambda h, n, p: h.say(status, b"no such key"))
