@@ -47,7 +47,8 @@ def faults(folder: Path, world_size: int, zero_stage: int | None) -> Iterator[st
         whole += ["optimizer.pt", "scheduler.pt", *ranks]
     else:
         step = _tag(folder)
-        whole += [*ranks, f"{step}/mp_rank_00_model_states.pt"]
+        shards = [f"zero_pp_rank_{rank}_" for rank in range(world_size)] if zero_stage == 3 else [""]
+        whole += [*ranks, *(f"{step}/{shard}mp_rank_00_model_states.pt" for shard in shards)]
         parts = len(list(folder.glob(f"{step}/*zero_pp_rank_*_optim_states.pt")))
         if step == "latest" or (zero_stage and parts < world_size):
             yield f"DeepSpeed's {step}" if step == "latest" else f"{parts} of {world_size} optimizer states"

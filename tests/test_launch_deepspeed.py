@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from launch.checkpoints import newest
 from launch.checks_deepspeed import deepspeed
 from launch.config import load_config
 from launch.contract import installed
@@ -229,10 +230,16 @@ def test_zero3_saves_every_weight_whole_and_by_its_name(
     killed.mkdir(parents=True)
     (killed / "lock").touch()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(killed.parent))
-    config = write(tmp_path, models / model, recipe=recipe, hardware=TWO, deepspeed=zero3(tmp_path))
+    each = {"save_strategy": "steps", "save_steps": 1}
+    config = write(tmp_path, models / model, recipe=recipe, hardware=TWO, deepspeed=zero3(tmp_path), arguments=each)
     code, _, err = launch("run", config)
     assert code == 0, err
     before, after = weights(models / model), weights(tmp_path / "out" / "tuned")
     assert {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in before.items()}
     moved = [k for k in before if not torch.equal(before[k], after[k])]
     assert any(k.endswith("encoder.layer.0.output.dense.weight") for k in moved)
+    tuned = tmp_path / "out" / "tuned"
+    assert newest(tuned, 2, 3) == (tuned / "checkpoint-2", [])
+    next(tuned.glob("checkpoint-2/*/zero_pp_rank_1_mp_rank_00_model_states.pt")).write_bytes(b"")  # its last moments
+    found, torn = newest(tuned, 2, 3)
+    assert found == tuned / "checkpoint-1" and "zero_pp_rank_1_mp_rank_00_model_states.pt" in torn[0]
