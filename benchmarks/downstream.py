@@ -32,6 +32,8 @@ from factory.negatives import Negatives as Stages
 from factory.records import Pair, Passage, read_records
 from factory.settings import ModelConfig
 from factory.workspace import write_json, write_jsonl
+from launch.base_model import read_json
+from launch.manifest import finished
 
 OURS = "ours, resolve"
 
@@ -122,7 +124,7 @@ def train_and_measure(
         "arguments": {"max_steps": round(a.epochs * len(problem.pairs) / a.batch_size)},
     }
     (folder / "launch.yaml").write_text(yaml.safe_dump(launch), encoding="utf-8")
-    if not (folder / "tuned" / "launch.json").is_file():
+    if not finished(read_json(folder / "tuned" / "launch.json")):
         shutil.rmtree(folder / "tuned", ignore_errors=True)
         subprocess.run([sys.executable, "-m", "launch.cli", "run", str(folder / "launch.yaml")], check=True)
     values = measure(a, folder / "tuned", done)
