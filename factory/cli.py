@@ -74,9 +74,9 @@ def requests(
     A judge's questions depend on what was answered before: build then says that answers are missing, and the round is
     made once more.
     """
-    from factory.batch import AnswersMissing, write_requests
     from factory.config import load_config
     from factory.pipeline import build as run
+    from factory.request_files import AnswersMissing, write_requests
 
     settings = load_config(config)
     try:
@@ -96,8 +96,8 @@ def answers(
     out: Annotated[Path, typer.Option("--out", "-o", help="the run's folder")],
 ) -> None:
     """Read the answers to `requests` back into a run; exit code 2 if some requests got none."""
-    from factory.batch import read_answers
     from factory.records import InputError
+    from factory.request_files import read_answers
 
     store = out / "cache" / "llm.sqlite"
     if not store.is_file():

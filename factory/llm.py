@@ -12,8 +12,8 @@ from typing import Any
 
 from factory.answers import Answer, AnswerStore
 from factory.asking import ask_all
-from factory.batch import AnswersMissing
 from factory.progress import bar
+from factory.request_files import AnswersMissing
 from factory.serve import Endpoint, ServerDied, serve
 from factory.settings import LLMConfig
 from factory.workspace import fingerprint

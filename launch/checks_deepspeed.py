@@ -43,7 +43,8 @@ def deepspeed(plan: LaunchPlan) -> Iterator[Problem]:
     if not isinstance(settings, dict):
         yield error("deepspeed.json", f"{path}: expected a JSON object")
         return
-    yield from _locks()
+    if not plan.machine.elsewhere:
+        yield from _locks()
     yield from _stage(plan, path, settings)
     yield from _values(plan, path, settings)
     if found := schema():

@@ -149,7 +149,7 @@ def test_when_one_of_two_servers_dies_the_other_does_the_work(tmp_path: Path, st
 
 def test_auto_widens_the_window_while_nothing_waits_and_narrows_it_when_much_does(tmp_path: Path, start: Any) -> None:
     def behave(handler: Handler, number: int, prompt: str) -> None:
-        time.sleep(0.25)
+        time.sleep(0.5)
         handler.good(prompt)
 
     server = start(behave)

@@ -149,7 +149,7 @@ def test_values_that_contradict_the_plan(found: Any) -> None:
     assert found({"gradient_accumulation_steps": 4}, arguments={"gradient_accumulation_steps": 4}) == {}
 
 
-@pytest.mark.slow  # the first run of DeepSpeed on a machine compiles an operator for about a minute
+@pytest.mark.slow
 def test_two_ranks_train_base_with_stage2_and_its_optimizer_in_memory(tmp_path: Path, models: Path) -> None:
     code, out, err = launch("run", write(tmp_path, models / "bert", hardware=TWO, deepspeed="stage2-offload"))
     assert code == 0, err

@@ -57,7 +57,7 @@ def read_answers(files: list[Path], store_path: Path) -> tuple[int, list[str]]:
             for number, row in read_lines(path):
                 where = f"{path}:{number}"
                 asked = store.asked(str(row.get("custom_id")))
-                response = row.get("response") or {}
+                response = row["response"] if isinstance(row.get("response"), dict) else {}
                 if asked is None:
                     problems.append(f"{where}: custom_id {row.get('custom_id')!r} is none of this run's requests")
                 elif row.get("error") or response.get("status_code") != 200:

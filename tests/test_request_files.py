@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from factory.answers import AnswerStore
-from factory.batch import AnswersMissing, read_answers, write_requests
 from factory.llm import LLM, Request
 from factory.records import InputError
+from factory.request_files import AnswersMissing, read_answers, write_requests
 from factory.settings import LLMConfig
 
 
@@ -54,9 +54,10 @@ def test_a_line_without_an_answer_is_named_and_the_others_are_kept(tmp_path: Pat
     first, second = missing.bodies
     good = row(second, choices=[{"message": {"content": "fine"}}])
     bad = [row("of another run", choices=[]), row(first, choices=[]), {"custom_id": first, "error": {"message": "no"}}]
+    bad.append({"custom_id": first, "response": "gone"})
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*bad, good]))
     stored, problems = read_answers([tmp_path / "a.jsonl"], tmp_path / "llm.sqlite")
-    assert stored == 1 and [p.split(": ")[0] for p in problems] == [f"{tmp_path}/a.jsonl:{i}" for i in (1, 2, 3)]
+    assert stored == 1 and [p.split(": ")[0] for p in problems] == [f"{tmp_path}/a.jsonl:{i}" for i in (1, 2, 3, 4)]
     assert (
         "none of this run's requests" in problems[0] and "no chat completion" in problems[1] and '"no"' in problems[2]
     )
