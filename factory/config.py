@@ -16,6 +16,7 @@ from factory.records import InputError, problem
 from factory.settings import (
     ChooseConfig,
     GenerateConfig,
+    GivenConfig,
     InputConfig,
     JudgeConfig,
     LLMConfig,
@@ -38,6 +39,7 @@ class Config(Part):
     passages: PassagesConfig = PassagesConfig()
     split: SplitConfig = SplitConfig()
     test: TestConfig = TestConfig()
+    given: GivenConfig = GivenConfig()
     llm: LLMConfig = LLMConfig()
     generate: GenerateConfig = GenerateConfig()
     quality: QualityConfig = QualityConfig()
@@ -88,25 +90,25 @@ def load_config(path: Path) -> Config:
 
 def resolve_paths(config: Config, base: Path) -> Config:
     """The configuration with each path absolute."""
-    source = config.input.path
-    paths = [expand(p, base) for p in ([source] if isinstance(source, str) else source)]
+
+    def absolute(paths: Any) -> Any:
+        """One path, a list of them or a mapping to them; None and "" stay."""
+        if isinstance(paths, dict):
+            return {key: expand(path, base) for key, path in paths.items()}
+        if isinstance(paths, list):
+            return [expand(path, base) for path in paths]
+        return paths and expand(paths, base)
+
     reranker = config.score.reranker
-    local_llm = config.llm.model and config.llm.serve in ("llamacpp", "vllm")
-    return config.model_copy(
-        update={
-            "input": config.input.model_copy(update={"path": paths}),
-            "model": config.model.model_copy(update={"path": expand(config.model.path, base)}),
-            "test": config.test.model_copy(
-                update={"questions": config.test.questions and expand(config.test.questions, base)}
-            ),
-            "llm": config.llm.model_copy(
-                update={"model": expand(config.llm.model, base) if local_llm else config.llm.model}
-            ),
-            "generate": config.generate.model_copy(
-                update={"prompt": config.generate.prompt and expand(config.generate.prompt, base)}
-            ),
-            "score": config.score.model_copy(
-                update={"reranker": reranker and (reranker if reranker == "llm" else expand(reranker, base))}
-            ),
-        }
-    )
+    local_llm = config.llm.serve in ("llamacpp", "vllm")
+    found: dict[str, dict[str, Any]] = {
+        "input": {"path": absolute([config.input.path] if isinstance(config.input.path, str) else config.input.path)},
+        "model": {"path": absolute(config.model.path)},
+        "test": {"questions": absolute(config.test.questions)},
+        "given": {"path": absolute(config.given.path)},
+        "llm": {"model": absolute(config.llm.model) if local_llm else config.llm.model},
+        "generate": {"prompt": absolute(config.generate.prompt), "examples": absolute(config.generate.examples)},
+        "score": {"reranker": reranker if reranker == "llm" else absolute(reranker)},
+    }
+    parts = {name: getattr(config, name).model_copy(update=update) for name, update in found.items()}
+    return config.model_copy(update=parts)

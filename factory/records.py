@@ -60,7 +60,8 @@ class Pair(Record):
     """A question and what answers it. `target_id` is the text that a search should find.
 
     Under `question-document` the target is the passage; under `question-answer` the answer;
-    under `question-question` another wording of the same question.
+    under `question-question` another wording of the same question. `rank` is that of its target among all under the base
+    model, from 1; `also` are the ids of other targets that answer it by the LLM's word.
     """
 
     id: str
@@ -68,12 +69,15 @@ class Pair(Record):
     query: Text
     answer: str = ""
     type: str = ""
+    asker: str = ""
     language: str = ""
     target_id: str
     target_text: Text
     duplicate_group: str
     split: Split
     origin: Literal["generated", "given"] = "generated"
+    rank: int | None = None
+    also: tuple[str, ...] = ()
 
 
 class Dropped(Record):
