@@ -18,6 +18,7 @@ app = typer.Typer(
 
 \b
     bge-factory build factory.yaml --out runs/mine   documents to train.jsonl, eval/, report.html
+    bge-factory try-prompt factory.yaml              what the LLM asks about five passages
     bge-factory validate runs/mine/train.jsonl       is every line what the trainer expects?
     bge-launch run launch.yaml                       train on it (its own command)
     bge-factory evaluate runs/mine/eval --model base=... --model tuned=...
@@ -108,6 +109,33 @@ def answers(
     say(f"{stored:,} answers stored" + (f", {len(problems):,} lines without one" if problems else ""))
     if problems:
         raise typer.Exit(2)
+
+
+@app.command("try-prompt")
+def try_prompt(
+    config: Annotated[Path, typer.Argument(help="a factory.yaml, as for build")],
+    prompt: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--prompt", "-p", help="a prompt file to try; give two to compare them, one is set beside today's"
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="passages")] = 5,
+) -> None:
+    """Show what prompts make of the same few passages, side by side, with the rules that questions break.
+
+    Copy a prompt out of the package's folder (`bge-factory config` names it), change it, and look again; nothing of a
+    run is touched. With the one you like: `generate.prompt: FILE`.
+    """
+    from rich.console import Console
+
+    from factory.config import load_config
+    from factory.try_prompt import render, try_prompts
+
+    passages, tried = try_prompts(load_config(config), prompt or [], n, say)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    for part in render(passages, tried):
+        console.print(part, highlight=False, markup=False)
 
 
 @app.command()

@@ -50,6 +50,14 @@ class Config(Part):
     seed: int = Field(42, description="of every draw")
 
     @model_validator(mode="after")
+    def _one_place_for_pairs(self) -> Config:
+        if self.given.path and self.input.kind == "pairs":
+            raise ValueError(
+                "given.path mixes pairs with generated questions; with input.kind: pairs put it into input.path"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _room_for_a_passage(self) -> Config:
         if self.llm.context - self.generate.max_tokens < 400:
             raise ValueError(

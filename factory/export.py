@@ -20,7 +20,8 @@ def training_rows(
     positive_scores: Mapping[str, float],
     fewest: int = 1,
 ) -> tuple[list[Example], list[Dropped]]:
-    """One example for each training pair with at least `fewest` negatives; promoted candidates follow its positive.
+    """One example for each training pair with at least `fewest` negatives; further passages that answer it follow its
+    positive: those of `Pair.also`, and promoted candidates.
 
     Reranker logits stand beside the texts where every text of the row has one.
     """
@@ -37,7 +38,8 @@ def training_rows(
             detail = f"{len(negatives)} candidates were allowed, {fewest} are needed"
             dropped.append(Dropped(stage="export", id=pair.id, reason=reason, detail=detail, text=pair.query))
             continue
-        positives = [(pair.target_text, positive_scores.get(pair.id)), *promoted]
+        also = [(text[i], None) for i in pair.also if i in text and text[i] != pair.target_text]
+        positives = [(pair.target_text, positive_scores.get(pair.id)), *also, *promoted]
         scored = all(score is not None for _, score in [*positives, *negatives])
         examples.append(
             Example(
@@ -68,13 +70,15 @@ def write_eval_set(
 def held_out(
     pairs: Sequence[Pair], targets: Sequence[Target], split: Split
 ) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """Queries and relevant target ids of a held-out split; copies of the target count as relevant too."""
+    """Queries and relevant target ids of a held-out split; copies of the target, and what `Pair.also` names, count too."""
     groups: dict[str, list[str]] = defaultdict(list)
+    group = {t.id: t.duplicate_group for t in targets}
     for target in targets:
         groups[target.duplicate_group].append(target.id)
     chosen = [p for p in pairs if p.split == split]
     queries = [{"_id": p.id, "text": p.query, "type": p.type, "origin": p.origin} for p in chosen]
-    return queries, {p.id: groups[p.duplicate_group] for p in chosen}
+    answering = {p.id: [p.duplicate_group, *(group[i] for i in p.also if i in group)] for p in chosen}
+    return queries, {pair: [t for g in dict.fromkeys(found) for t in groups[g]] for pair, found in answering.items()}
 
 
 def test_questions(

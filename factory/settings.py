@@ -171,7 +171,8 @@ class GenerateConfig(Part):
     max_tokens: int = Field(400, ge=16, description="of one answer")
     prompt: str | dict[Literal["zh", "en"], str] | None = Field(
         None,
-        description="your own prompt file, or {zh: file, en: file}; default: the package's, by pairing and language",
+        description="your own prompt file, or {zh: file, en: file}; default: the package's in factory/prompts/, by pairing and "
+        "language. `bge-factory try-prompt` shows what one makes of your passages",
     )
     max_passages: int | None = Field(
         None, ge=1, description="ask about this many passages, drawn evenly over the documents; default all"
@@ -185,11 +186,19 @@ class GenerateConfig(Part):
 
 
 Difficulty = Literal["easy", "medium", "hard"]
+RuleName = Literal[
+    "length", "wrong-language", "dangling-reference", "statement", "no-subject", "copied", "answer-not-in-passage"
+]
 
 
 class QualityConfig(Part):
     """What a question must be to be kept. The tests stand in their order: cheap ones first."""
 
+    skip: list[RuleName] = Field(
+        default_factory=list,
+        description="rules that are not applied: length, wrong-language, dangling-reference (本文, this study), statement, "
+        "no-subject (为什么它会裂？), copied, answer-not-in-passage",
+    )
     min_characters: int = Field(5, ge=1)
     max_characters: int = Field(300, ge=10)
     max_copy: Fraction = Field(
@@ -200,14 +209,16 @@ class QualityConfig(Part):
         description="share of the question that may stand in the passage in one piece, if that is a clause or longer",
     )
     min_answer: Fraction = Field(
-        0.5,
-        description="share of the answer's words that the passage must hold, and all its numbers; 0 turns the test off",
+        0.4,
+        description="share of the answer's words that the passage must hold, beside all its numbers",
     )
     duplicate: Fraction = Field(
-        0.9, description="ratio of two questions on one passage above which the second is a duplicate"
+        0.9,
+        description="ratio of two questions on one passage from which the second is a duplicate, if it has the same numbers",
     )
     duplicate_across: Fraction = Field(
-        0.95, description="the same for questions on different passages; near copies with other numbers are no duplicates"
+        0.95,
+        description="the same for questions on different passages",
     )
     asked_of_many: int = Field(
         3, ge=2, description="a question that was written for so many different passages fits none: all of them go"
@@ -216,7 +227,8 @@ class QualityConfig(Part):
         20, ge=0, description="the passage must be among the base model's first k; 0 turns the test off"
     )
     unreachable: Literal["drop", "judge"] = Field(
-        "drop", description="a question whose passage is not: it goes, or it stays if the LLM says that the passage answers"
+        "drop",
+        description="a question whose passage is not: it goes, or it stays if the LLM says that the passage answers",
     )
     judge: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -238,6 +250,12 @@ class QualityConfig(Part):
         description="largest share of the training questions that are easy (the base model ranks the passage first), medium "
         "(2 to 5), hard; e.g. {easy: 0.5}",
     )
+
+    @model_validator(mode="after")
+    def _shares_fill_the_whole(self) -> QualityConfig:
+        if len(self.at_most) == 3 and sum(self.at_most.values()) < 1:
+            raise ValueError(f"at_most: the three shares make {sum(self.at_most.values()):g}, expected at least 1")
+        return self
 
 
 class MineConfig(Part):
