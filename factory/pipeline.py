@@ -17,7 +17,7 @@ from factory.negatives import CANDIDATES, DECISIONS, EVIDENCE, JUDGEMENTS, MODEL
 from factory.prompt_files import PROMPTS
 from factory.prompting import prompt_file
 from factory.questions import read_questions, read_user_questions
-from factory.records import Document, InputError, Pair, Passage, read_records
+from factory.records import Document, Dropped, InputError, Pair, Passage, read_records
 from factory.tables import row_groups
 from factory.workspace import Outcome, Workspace, sha256_file, write_json, write_jsonl
 
@@ -62,13 +62,9 @@ class Build:
         encoder = [c.model, self.model]
         pairs_alone = c.input.kind == "pairs"
         sources = list(documents.sources(c.input.path))
-        mixed = [c.given, list(documents.sources(c.given.path))] if c.given.path else []
+        mixed = list(documents.sources(c.given.path)) if c.given.path else []
         llm = [c.llm.serve, generate.llm_identity(c), c.llm.seed, c.llm.context]
-        asked = (
-            sources
-            if pairs_alone
-            else [llm, self._prompts(), c.generate.examples and sha256_file(Path(c.generate.examples)), mixed]
-        )
+        asked = sources if pairs_alone else [llm, self._prompts(), self.real_questions, mixed]
         stage("load", self.load, outputs=[DOCUMENTS], rests_on=[c.input, sources, mixed])
         stage(
             "split",
@@ -159,7 +155,8 @@ class Build:
             with self._llm() as llm:
                 made = generate.generate(pieces, self.config, llm, self.say, self.tests, self.real_questions)
             pairs, dropped, usage = made.pairs, made.dropped, made.usage
-            write_json(self.ws.path("askers.json"), made.askers)
+            if made.askers:
+                write_json(self.ws.path("askers.json"), made.askers)
             asked = len({p.passage_id for p in pairs})
             counts = {
                 "pairs": len(pairs),
@@ -168,9 +165,9 @@ class Build:
                 "answers sent for": usage.sent,
             }
         if not pairs:
-            reasons = sorted({d.reason for d in dropped})
             raise InputError(
-                f"no question was made; reasons: {', '.join(reasons)}",
+                f"no question was made; reasons: {', '.join(sorted({d.reason for d in dropped}))}",
+                where=self._why("generate", dropped),
                 fix="try a larger LLM, or read logs/llm-server.log",
             )
         write_jsonl(self.ws.path(PAIRS), pairs)
@@ -186,7 +183,8 @@ class Build:
             reasons = ", ".join(sorted({d.reason for d in dropped})) or "no pair is in the train split"
             raise InputError(
                 f"no training question is left after the filters ({reasons})",
-                fix="read dropped/filter.jsonl, loosen quality:",
+                where=self._why("filter", dropped),
+                fix="read what went and why, then loosen quality:",
             )
         write_jsonl(self.ws.path(KEPT), kept)
         write_json(self.ws.path(QUESTIONS), {"tests": done.tests, "judge": done.judge})
@@ -232,6 +230,12 @@ class Build:
     @property
     def _kept(self) -> list[Pair]:
         return read_records(self.ws.path(KEPT), Pair)
+
+    def _why(self, stage: str, dropped: list[Dropped]) -> Path:
+        """Writes what a stage dropped that is about to fail, for the person who reads why."""
+        path = self.ws.path(f"dropped/{stage}.jsonl")
+        write_jsonl(path, dropped)
+        return path
 
     @cached_property
     def real_questions(self) -> list[str]:

@@ -48,7 +48,9 @@ def read_user_questions(path: Path, tests: list[Question], say: Callable[[str], 
     Raises:
         InputError: no such file, of another type, undecodable, broken, or with no question in it.
     """
-    if path.suffix.lower() == ".txt" and path.is_file():
+    if not path.is_file():
+        raise InputError("no such file", where=path, fix="generate.examples: questions that your users asked, one a line")
+    if path.suffix.lower() == ".txt":
         found = [line.strip() for line in decode_file(path).splitlines()]
     else:
         rows = [row for _, row in read_table(path)]
