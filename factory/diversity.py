@@ -76,7 +76,7 @@ def coverage(
     missing = NOT_GIVEN if pairs and all(p.origin == "given" for p in pairs) else NO_PAIR
     classes: Counter[str] = Counter({KEPT: 0})
     documents: dict[str, Counter[str]] = {}
-    source = {}
+    source: dict[str, tuple[str, str]] = {}
     for p in passages:
         reason = KEPT if p.id in with_kept else NONE_KEPT if p.id in asked else reason_of.get(p.id, missing)
         classes[reason] += 1

@@ -39,7 +39,7 @@ def topics(
     asked, questions = {p.passage_id for p in pairs}, Counter(p.passage_id for p in kept)
     found = []
     for topic, terms in names.items():
-        ids = [passages[i].id for i in np.flatnonzero(label == topic)]
+        ids = [p.id for p, its in zip(passages, label, strict=True) if its == topic]
         count = sum(questions[i] for i in ids)
         found.append(
             {
