@@ -17,6 +17,7 @@ import numpy as np
 
 from factory.languages import language, squeeze
 from factory.models import Encoder
+from factory.question_types import difficulty as level
 from factory.records import Dropped, Pair, Passage
 from factory.tokens import tokens
 from factory.topics import topics
@@ -26,7 +27,6 @@ KEPT, NONE_KEPT = "has a kept question", "asked, but no question was kept"
 NO_PAIR, NOT_GIVEN = "answered, but without a usable question", "no pair was given for it"
 ON_PURPOSE = ("held-out-for-test", "copy-of-another-passage", "copies-a-held-out-passage", "over-max_passages")
 LISTED = 200  # documents without a question that are named
-EASY, MEDIUM = 1, 5  # the last rank that is called so; beyond it is hard
 BINS = 24  # of a histogram, at most
 TOP = 15  # openings that are named
 SAMPLE = 1000  # questions that distinct-n and the nearest ones are measured on: both depend on how many there are
@@ -109,9 +109,7 @@ def difficulty(kept: Sequence[Pair]) -> dict[str, int]:
     """Questions by the rank of their own target under the base model: easy 1, medium 2 to 5, hard beyond."""
     counts = dict.fromkeys(("easy", "medium", "hard", "not measured"), 0)
     for p in kept:
-        name = (
-            "not measured" if p.rank is None else "easy" if p.rank <= EASY else "medium" if p.rank <= MEDIUM else "hard"
-        )
+        name = level(p.rank) or "not measured"
         counts[name] += 1
     return counts
 

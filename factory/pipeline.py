@@ -10,6 +10,7 @@ from typing import Any
 
 from factory import documents, export, generate, given, passages, quality
 from factory.config import Config
+from factory.diversity import QUESTIONS, describe
 from factory.judge import LLMJudge
 from factory.llm import LLM
 from factory.models import CachedEncoder, Encoder, load_encoder, model_fingerprint
@@ -22,7 +23,7 @@ from factory.tables import row_groups
 from factory.workspace import Outcome, Workspace, sha256_file, write_json, write_jsonl
 
 DOCUMENTS, PASSAGES, PAIRS, KEPT = "1-documents.jsonl", "2-passages.jsonl", "3-pairs.jsonl", "4-kept.jsonl"
-TRAIN, QUESTIONS = "train.jsonl", "questions.json"
+TRAIN = "train.jsonl"
 
 
 def build(config: Config, out: Path, say: Callable[[str], None]) -> Path:
@@ -84,9 +85,9 @@ class Build:
         stage(
             "filter",
             self.filter,
-            inputs=[PASSAGES, PAIRS],
+            inputs=[PASSAGES, PAIRS, "dropped/generate.jsonl"],
             outputs=[KEPT, QUESTIONS],
-            rests_on=[c.quality, c.given.share, encoder, self.tests_digest, judge, c.seed],
+            rests_on=[c.quality, c.given.share, encoder, self.tests_digest, judge, c.seed, self.real_questions],
         )
         negatives = Negatives(c, self.ws, self._passages, self._kept, lambda: self.encoder, self.say)
         preset = c.choose.preset == "window"  # which is over an index of its own
@@ -187,7 +188,11 @@ class Build:
                 fix="read what went and why, then loosen quality:",
             )
         write_jsonl(self.ws.path(KEPT), kept)
-        write_json(self.ws.path(QUESTIONS), {"tests": done.tests, "judge": done.judge})
+        not_asked = read_records(self.ws.path("dropped/generate.jsonl"), Dropped)
+        passages_are_targets = self.config.generate.pairing == "question-document"  # whose vectors are on disk already
+        encoder = self.encoder if passages_are_targets else None
+        described = describe(self._passages, pairs, kept, not_asked, self.real_questions, encoder)
+        write_json(self.ws.path(QUESTIONS), {"tests": done.tests, "judge": done.judge} | described)
         counts = {"kept": len(kept)} | {s: sum(p.split == s for p in kept) for s in ("train", "dev", "eval")}
         return Outcome(len(pairs), len(kept), dropped, counts)
 

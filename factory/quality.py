@@ -14,12 +14,11 @@ from factory.models import Encoder
 from factory.question_judge import judge_questions, nearest_others
 from factory.question_repeats import repeated
 from factory.question_rules import rule_broken
+from factory.question_types import difficulty
 from factory.questions import Question
 from factory.records import Dropped, Pair, Passage
 from factory.retrieve import rank_of_target, targets_of
 from factory.settings import Difficulty
-
-EASY, MEDIUM = 1, 5  # the last rank of each
 
 
 def uses_judge(config: Config) -> bool:
@@ -32,11 +31,6 @@ def uses_judge(config: Config) -> bool:
 
 def needs_llm(config: Config) -> bool:
     return uses_judge(config) or (config.quality.unreachable == "judge" and config.input.kind != "pairs")
-
-
-def difficulty(rank: int | None) -> Difficulty | None:
-    """easy: the base model ranks the passage first; medium: to rank 5; hard: beyond."""
-    return None if rank is None else "easy" if rank <= EASY else "medium" if rank <= MEDIUM else "hard"
 
 
 @dataclass

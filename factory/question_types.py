@@ -1,8 +1,8 @@
-"""Kinds of question, how each is asked for, and how many of each."""
+"""Kinds of question, how each is asked for, how many of each; and how hard one is."""
 
 from __future__ import annotations
 
-from factory.settings import GenerateConfig
+from factory.settings import Difficulty, GenerateConfig
 
 # A kind that is not here is handed to the prompt as the user wrote it.
 TYPES = {
@@ -28,6 +28,13 @@ TYPES = {
     },
 }
 LONG = "description"  # the kind whose questions may be twice as long
+
+EASY, MEDIUM = 1, 5  # the last rank of the passage, under the base model, of a question that is called so
+
+
+def difficulty(rank: int | None) -> Difficulty | None:
+    """easy: the base model ranks the passage first; medium: to rank 5; hard: beyond. None where it is not measured."""
+    return None if rank is None else "easy" if rank <= EASY else "medium" if rank <= MEDIUM else "hard"
 
 
 def schedule(config: GenerateConfig, passages: int) -> list[list[str]]:

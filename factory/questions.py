@@ -49,7 +49,9 @@ def read_user_questions(path: Path, tests: list[Question], say: Callable[[str], 
         InputError: no such file, of another type, undecodable, broken, or with no question in it.
     """
     if not path.is_file():
-        raise InputError("no such file", where=path, fix="generate.examples: questions that your users asked, one a line")
+        raise InputError(
+            "no such file", where=path, fix="generate.examples: questions that your users asked, one a line"
+        )
     if path.suffix.lower() == ".txt":
         found = [line.strip() for line in decode_file(path).splitlines()]
     else:

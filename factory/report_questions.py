@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from factory.diversity import EASY, KEPT, MEDIUM, NO_PAIR, NONE_KEPT, NOT_GIVEN, ON_PURPOSE
+from factory.diversity import KEPT, NO_PAIR, NONE_KEPT, NOT_GIVEN, ON_PURPOSE
+from factory.question_types import EASY, MEDIUM
 
 LISTED = 50  # documents without a question that the page names
 LANGUAGES = {"zh": "Chinese", "en": "English"}
@@ -37,6 +38,8 @@ def questions_section(found: Mapping[str, Any]) -> dict[str, Any] | None:
         "kinds": [
             _kinds(title, found[part]) for title, part in (("type", "by_type"), ("asker", "by_asker")) if found[part]
         ],
+        "tests": _tests(found.get("tests", [])),
+        "judge": [error | {"task": task} for task, error in found.get("judge", {}).items()],
         "difficulty": _difficulty(found["difficulty"]),
         "languages": [_language(name, lang) for name, lang in found["languages"].items()],
         "topics": _topics(found["topics"]),
@@ -53,6 +56,17 @@ def _stack(parts: Sequence[tuple[str, int, str]]) -> list[dict[str, Any]]:
             pieces.append({"label": label, "n": n, "at": 100 * at / total, "width": 100 * n / total, "colour": colour})
         at += n
     return pieces
+
+
+def _tests(tests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each test of the filter: how many questions it saw, and what share of them it dropped, by reason."""
+    rows = []
+    for t in tests:
+        lost = sum(t["dropped"].values())
+        reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(t["dropped"].items(), key=lambda r: -r[1]))
+        row = {"test": t["test"], "asked": t["asked"], "dropped": lost, "reasons": reasons}
+        rows.append(row | {"width": 100 * (1 - lost / t["asked"]) if t["asked"] else 0})
+    return rows
 
 
 def _coverage(c: Mapping[str, Any]) -> dict[str, Any]:
