@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from factory import documents, export, generate, given, passages, quality
 from factory.config import Config
@@ -202,8 +204,19 @@ class Build:
             both = zip(block["pair_id"].to_pylist(), block["positive_rerank_score"].to_pylist(), strict=True)
             positive |= {pair: score for pair, score in both if score is not None}
         decisions = (row for block in row_groups(self.ws.path(DECISIONS)) for row in block.to_pylist())
+
+        def rerank(texts: Sequence[tuple[str, str]]) -> np.ndarray:
+            with negatives.reranker() as reranker:
+                assert reranker is not None
+                return reranker.score(texts)
+
         examples, dropped = export.training_rows(
-            negatives.pairs, negatives.targets, decisions, positive, self._fewest()
+            negatives.pairs,
+            negatives.targets,
+            decisions,
+            positive,
+            self._fewest(),
+            rerank if self.config.score.reranker else None,
         )
         if not examples:
             raise InputError("no training row has a negative", fix="add passages, or raise choose.ceiling")
