@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from factory.exports import FORMATS
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -266,6 +268,26 @@ def _model_config_of_run(folder: Path) -> dict[str, str]:
         return dict(json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]["model"])
     except (OSError, ValueError, KeyError):
         return {}
+
+
+@app.command(
+    help="Write a finished run in the formats of other libraries, each into a folder of its own with a README.md.\n\n"
+    "Training questions come from train.jsonl, test questions from eval/; what is held out is in no training file.\n\n"
+    "\b\n" + "\n".join(f"{name}\n    {what}" for name, what in FORMATS.items())
+)
+def export(
+    run: Annotated[Path, typer.Argument(help="a run's folder: the --out of a finished build")],
+    to: Annotated[list[str], typer.Option("--to", "-t", help="a format; may be given several times")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="a new or empty folder")],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="flagembedding-lengths: whose tokenizer counts; default: the run's model"),
+    ] = None,
+) -> None:
+    from factory.exports.write import export as run_export
+
+    run_export(run, to, out, say, model)
+    say(f"written: {out}")
 
 
 @app.command()
