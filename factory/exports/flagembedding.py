@@ -6,6 +6,7 @@ Both come twice where only some rows have scores to distil: all rows without, an
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -36,7 +37,8 @@ def write_lengths(run: Run, folder: Path, model: Path | None) -> dict[str, int]:
     if run.shape.scored:
         scored = (e for e in run.examples("train-scored by length") if e.pos_scores is not None)
         counts |= _divide(scored, folder / "train-scored", count, scores=True)
-    write_note(run, folder, LENGTHS_NOTE + (SCORED_NOTE if run.shape.scored else ""))
+    note = LENGTHS_NOTE.format(instruction=shlex.quote(run.instruction("query")))
+    write_note(run, folder, note + (SCORED_NOTE if run.shape.scored else ""))
     return counts
 
 
@@ -117,8 +119,9 @@ def _row(example: Example, scores: bool, *more: str) -> dict[str, Any]:
 LENGTHS_NOTE = """
 Each file holds the rows whose longest text has so many tokens. The trainer takes each batch from one file:
 
-    --train_data FOLDER/train --same_dataset_within_batch True
+    --train_data FOLDER/train --same_dataset_within_batch True --query_instruction_for_retrieval {instruction}
 
+The instruction is given even where it is empty: without it, this option trains on "None" + query.
 Rows that do not fill a batch of their file are left out in an epoch; `--small_threshold` joins small files.
 """
 RERANKER_NOTE = """
