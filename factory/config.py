@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from factory.records import InputError, problem
 from factory.settings import (
+    CardConfig,
     ChooseConfig,
     GenerateConfig,
     GivenConfig,
@@ -47,6 +48,7 @@ class Config(Part):
     score: ScoreConfig = ScoreConfig()
     judge: JudgeConfig = JudgeConfig()
     choose: ChooseConfig = ChooseConfig()
+    card: CardConfig = CardConfig()
     seed: int = Field(42, description="of every draw")
 
     @model_validator(mode="after")

@@ -207,7 +207,8 @@ class QualityConfig(Part):
         0.9, description="ratio of two questions on one passage above which the second is a duplicate"
     )
     duplicate_across: Fraction = Field(
-        0.95, description="the same for questions on different passages; near copies with other numbers are no duplicates"
+        0.95,
+        description="the same for questions on different passages; near copies with other numbers are no duplicates",
     )
     asked_of_many: int = Field(
         3, ge=2, description="a question that was written for so many different passages fits none: all of them go"
@@ -216,7 +217,8 @@ class QualityConfig(Part):
         20, ge=0, description="the passage must be among the base model's first k; 0 turns the test off"
     )
     unreachable: Literal["drop", "judge"] = Field(
-        "drop", description="a question whose passage is not: it goes, or it stays if the LLM says that the passage answers"
+        "drop",
+        description="a question whose passage is not: it goes, or it stays if the LLM says that the passage answers",
     )
     judge: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -334,4 +336,12 @@ class ChooseConfig(Part):
     too_few: Literal["fill", "drop"] = Field(
         "fill",
         description="a question with fewer allowed candidates: fill up from easier ranks and mark it, or drop the question",
+    )
+
+
+class CardConfig(Part):
+    """What the data card (README.md beside train.jsonl) says and no file of the run knows."""
+
+    licence: str = Field(
+        "", description="of the documents, e.g. cc-by-4.0, or in your words; without it the card says 'not stated'"
     )

@@ -97,7 +97,11 @@ def test_a_leak_in_the_training_file_stops_the_export_and_leaves_nothing(run, tm
 
 def test_sentence_transformers_reads_and_trains_on_triplets_and_tuples(out, models, cache, tmp_path):
     from datasets import load_dataset
-    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
     from sentence_transformers.sentence_transformer import losses
 
     folder = str(out / "sentence-transformers")
@@ -116,7 +120,11 @@ def test_sentence_transformers_reads_and_trains_on_triplets_and_tuples(out, mode
         f"negative_{i}": TEXT["p2"] for i in (1, 2, 3)
     }
     assert sets["triplets-scored"][4]["label"] == 3.0 - -1.0 and sets["triplets-scored"][4]["positive"] == TEXT["p5"]
-    assert sets["n-tuples-scored"]["label"][:3] == [[4.0, 0.5, -1.0, -2.5], [3.0, 0.5, -1.0, -2.5], [5.0, 1.0, 1.0, 1.0]]
+    assert sets["n-tuples-scored"]["label"][:3] == [
+        [4.0, 0.5, -1.0, -2.5],
+        [3.0, 0.5, -1.0, -2.5],
+        [5.0, 1.0, 1.0, 1.0],
+    ]
     model = SentenceTransformer(str(models / "bert"), device="cpu")
     for name, loss in (
         ("triplets", losses.MultipleNegativesRankingLoss),

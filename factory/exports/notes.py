@@ -43,6 +43,10 @@ def instructions(run: Run) -> str:
 
 def write_note(run: Run, folder: Path, what: str, head: str = "", embedder: bool = True) -> None:
     """README.md in `folder`: `head`, a title, `what` (Markdown); for an embedder what it wants before its texts."""
-    parts = [f"{head}# {run.name}: exported by bge-factory", what.strip("\n"), *([instructions(run)] if embedder else [])]
+    parts = [
+        f"{head}# {run.name}: exported by bge-factory",
+        what.strip("\n"),
+        *([instructions(run)] if embedder else []),
+    ]
     with atomic_text(folder / "README.md") as f:
         f.write("\n\n".join(parts) + "\n")

@@ -80,7 +80,9 @@ class Run:
             InputError: a bad line, or one that holds a held-out question or passage; names file:line.
         """
         path = self.folder / TRAIN
-        with bar(what, "rows", self.manifest.get("stages", {}).get("export", {}).get("counts", {}).get("examples")) as b:
+        with bar(
+            what, "rows", self.manifest.get("stages", {}).get("export", {}).get("counts", {}).get("examples")
+        ) as b:
             for number, row in read_lines(path):
                 where = f"{path}:{number}"
                 example = parse(Example, row, where)
