@@ -23,6 +23,7 @@ app = typer.Typer(
     bge-factory validate runs/mine/train.jsonl       is every line what the trainer expects?
     bge-launch run launch.yaml                       train on it (its own command)
     bge-factory evaluate runs/mine/eval --model base=... --model tuned=...
+    bge-factory export runs/mine --to beir --out mine   for other libraries' trainers and evaluations
 
 Exit codes: 0 done, 2 your input needs mending (the message says where and how), 1 anything else.
     """,
@@ -56,6 +57,7 @@ def build(
     say(f"training data: {out / 'train.jsonl'}")
     if (out / "eval").is_dir():
         say(f"held-out set:  {out / 'eval'}")
+    say(f"data card:     {out / 'README.md'}")
     say(f"report:        {report}")
 
 

@@ -299,9 +299,16 @@ def test_what_a_user_can_get_wrong(run, tmp_path):
     nowhere = make_run(tmp_path / "nowhere", tmp_path / "no-model")
     with pytest.raises(InputError, match="--model"):
         export(nowhere, ["beir", "flagembedding-lengths"], tmp_path / "out", print)
+    with open(nowhere / "eval" / "qrels.tsv", "a") as f:
+        f.write("q6\tp77\t1\n")
+    with pytest.raises(InputError, match=r"qrels\.tsv:4: passage 'p77'"):
+        export(nowhere, ["beir"], tmp_path / "out", print)
     (nowhere / "eval" / "queries.jsonl").unlink()
     with pytest.raises(InputError, match="no held-out questions"):
         export(nowhere, ["mteb"], tmp_path / "out", print)
+    write_jsonl(nowhere / "train.jsonl", [Example(query="?", pos=["typed by hand"], neg=[TEXT["p1"]]).to_json()])
+    with pytest.raises(InputError, match="typed by hand"):
+        export(nowhere, ["beir"], tmp_path / "out", print)
     (nowhere / "train.jsonl").write_text("")
     with pytest.raises(InputError, match="holds no row"):
         export(nowhere, ["sentence-transformers"], tmp_path / "out", print)

@@ -40,6 +40,18 @@ class Shape:
     negatives: int
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """All ids of targets, and of those that no training row may hold the duplicate groups and the hashes of the texts.
+
+    The latter two are empty where `test.hold_out` is off. A text that is in the train split as well is not held out.
+    """
+
+    ids: set[str]
+    groups: set[str]
+    texts: set[int]
+
+
 class Run:
     """A finished run. Texts are read when they are asked for; of a million passages only hashes and ids are kept.
 
@@ -80,9 +92,7 @@ class Run:
             InputError: a bad line, or one that holds a held-out question or passage; names file:line.
         """
         path = self.folder / TRAIN
-        with bar(
-            what, "rows", self.manifest.get("stages", {}).get("export", {}).get("counts", {}).get("examples")
-        ) as b:
+        with bar(what, "rows", self._count("export", "examples")) as b:
             for number, row in read_lines(path):
                 where = f"{path}:{number}"
                 example = parse(Example, row, where)
@@ -111,15 +121,25 @@ class Run:
             yield from targets_of(list(self._passages()), read_records(self.folder / KEPT, Pair))
 
     def trainable(self) -> Iterator[Target]:
-        """The targets of the train split of which no copy is held out."""
-        return (t for t in self.targets() if t.split == "train" and t.duplicate_group not in self._held_out[0])
+        """The targets that are not held out, nor copies of one that is."""
+        return (t for t in self.targets() if t.duplicate_group not in self._held_out.groups)
 
     def questions(self, part: Part) -> Iterator[Asked]:
-        """The questions of one part, in file order. A training question's positives count with all their copies."""
+        """The questions of one part, in file order. A training question's positives count with all their copies.
+
+        Raises:
+            InputError: a positive is no passage of the run, or a judgement names none.
+        """
         if part == "train":
             groups, ids = self._copies
             for number, example in enumerate(self.examples("questions"), 1):
-                found = (i for text in example.pos for i in ids[groups.get(hash(text), "")])
+                if strange := [text for text in example.pos if hash(text) not in groups]:
+                    raise InputError(
+                        f"the positive {strange[0][:60]!r} is none of the run's passages, and this format needs its id",
+                        where=f"{self.folder / TRAIN}, row {number}",
+                        fix="train.jsonl was changed since the build: build again",
+                    )
+                found = (i for text in example.pos for i in ids[groups[hash(text)]])
                 yield Asked(example.id or f"train-{number}", example.query, tuple(dict.fromkeys(found)))
         else:
             for key, text in self._held_out_queries(part).items():
@@ -127,7 +147,15 @@ class Run:
 
     def _passages(self) -> Iterator[Passage]:
         path = self.folder / PASSAGES
-        return (parse(Passage, row, f"{path}:{number}") for number, row in read_lines(path))
+        with bar("passages", "passages", self._count("split", "passages")) as b:
+            for number, row in read_lines(path):
+                yield parse(Passage, row, f"{path}:{number}")
+                b.update()
+
+    def _count(self, stage: str, what: str) -> int | None:
+        """What run.json says of a stage's rows, for a progress bar."""
+        counts = self.manifest.get("stages", {}).get(stage, {}).get("counts", {})
+        return counts.get(what)
 
     @cached_property
     def _pairs_point_at_passages(self) -> bool:
@@ -145,28 +173,26 @@ class Run:
         return groups, ids
 
     @cached_property
-    def _held_out(self) -> tuple[set[str], set[int]]:
-        """Of the targets that are held out: the duplicate groups, and the hashes of the texts that only they have."""
+    def _held_out(self) -> HeldOut:
+        ids: set[str] = set()
         groups: set[str] = set()
         seen: dict[Split, set[int]] = defaultdict(set)
         for target in self.targets():
+            ids.add(target.id)
             seen[target.split].add(hash(target.text))
             if target.split != "train":
                 groups.add(target.duplicate_group)
-        return groups, (seen["dev"] | seen["eval"]) - seen["train"]
-
-    @cached_property
-    def _forbidden(self) -> set[int]:
-        """Hashes of the texts that no training row may hold; none where `test.hold_out` is off."""
         test = self.config.get("test", {})
-        return set() if test.get("questions") and not test.get("hold_out", True) else self._held_out[1]
+        if test.get("questions") and not test.get("hold_out", True):
+            return HeldOut(ids, set(), set())
+        return HeldOut(ids, groups, (seen["dev"] | seen["eval"]) - seen["train"])
 
     @cached_property
     def _held_out_questions(self) -> set[str]:
         return {text for part in self.parts if part != "train" for text in self._held_out_queries(part).values()}
 
     def _no_leak(self, example: Example, where: str) -> None:
-        held = [t for t in (*example.pos, *example.neg) if hash(t) in self._forbidden]
+        held = [t for t in (*example.pos, *example.neg) if hash(t) in self._held_out.texts]
         held += [example.query] if example.query in self._held_out_questions else []
         if held:
             raise InputError(
@@ -194,6 +220,8 @@ class Run:
                 fields = line.split("\t")
                 if len(fields) != 3:
                     raise InputError("expected query-id, corpus-id and score", where=f"{path}:{number}")
+                if fields[1] not in self._held_out.ids:
+                    raise InputError(f"passage {fields[1]!r} is none of the run's", where=f"{path}:{number}")
                 relevant[fields[0]].append(fields[1])
             found[part] = relevant
         return found

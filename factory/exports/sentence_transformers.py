@@ -18,7 +18,7 @@ from factory.exports.run import Run
 from factory.records import Example
 from factory.tables import write_blocks
 
-BLOCK = 10_000  # rows of one row group
+BLOCK = 2000  # rows of one row group
 Rows = Callable[[Example, int], Iterator[dict[str, Any]]]
 
 
