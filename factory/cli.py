@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from factory.exports import FORMATS
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -22,6 +24,7 @@ app = typer.Typer(
     bge-factory validate runs/mine/train.jsonl       is every line what the trainer expects?
     bge-launch run launch.yaml                       train on it (its own command)
     bge-factory evaluate runs/mine/eval --model base=... --model tuned=...
+    bge-factory export runs/mine --to beir --out mine   for other libraries' trainers and evaluations
 
 Exit codes: 0 done, 2 your input needs mending (the message says where and how), 1 anything else.
     """,
@@ -55,6 +58,7 @@ def build(
     say(f"training data: {out / 'train.jsonl'}")
     if (out / "eval").is_dir():
         say(f"held-out set:  {out / 'eval'}")
+    say(f"data card:     {out / 'README.md'}")
     say(f"report:        {report}")
 
 
@@ -294,6 +298,26 @@ def _model_config_of_run(folder: Path) -> dict[str, str]:
         return dict(json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]["model"])
     except (OSError, ValueError, KeyError):
         return {}
+
+
+@app.command(
+    help="Write a finished run in the formats of other libraries, each into a folder of its own with a README.md.\n\n"
+    "Training questions come from train.jsonl, test questions from eval/; what is held out is in no training file.\n\n"
+    "\b\n" + "\n".join(f"{name}\n    {what}" for name, what in FORMATS.items())
+)
+def export(
+    run: Annotated[Path, typer.Argument(help="a run's folder: the --out of a finished build")],
+    to: Annotated[list[str], typer.Option("--to", "-t", help="a format; may be given several times")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="a new or empty folder")],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="flagembedding-lengths: whose tokenizer counts; default: the run's model"),
+    ] = None,
+) -> None:
+    from factory.exports.write import export as run_export
+
+    run_export(run, to, out, say, model)
+    say(f"written: {out}")
 
 
 @app.command()

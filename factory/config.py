@@ -14,8 +14,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from factory.records import InputError, problem
 from factory.settings import (
+    CardConfig,
     ChooseConfig,
-    GenerateConfig,
     GivenConfig,
     InputConfig,
     JudgeConfig,
@@ -24,11 +24,11 @@ from factory.settings import (
     ModelConfig,
     Part,
     PassagesConfig,
-    QualityConfig,
     ScoreConfig,
     SplitConfig,
     TestConfig,
 )
+from factory.settings_questions import GenerateConfig, QualityConfig
 
 
 class Config(Part):
@@ -47,6 +47,7 @@ class Config(Part):
     score: ScoreConfig = ScoreConfig()
     judge: JudgeConfig = JudgeConfig()
     choose: ChooseConfig = ChooseConfig()
+    card: CardConfig = CardConfig()
     seed: int = Field(42, description="of every draw")
 
     @model_validator(mode="after")

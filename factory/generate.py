@@ -24,7 +24,7 @@ from factory.question_rules import rule_broken
 from factory.question_types import schedule
 from factory.questions import Question
 from factory.records import Dropped, InputError, Pair, Passage
-from factory.settings import QualityConfig
+from factory.settings_questions import QualityConfig
 from factory.workspace import fingerprint
 
 

@@ -29,7 +29,7 @@ TRAIN = "train.jsonl"
 
 
 def build(config: Config, out: Path, say: Callable[[str], None]) -> Path:
-    """Documents → train.jsonl, eval/ and report.html in `out`; returns the report's path.
+    """Documents → train.jsonl, eval/, README.md and report.html in `out`; returns the report's path.
 
     Each stage reads the files of those before it and writes its own; it is skipped when neither they,
     nor its part of the configuration, nor its models have changed.
@@ -39,8 +39,12 @@ def build(config: Config, out: Path, say: Callable[[str], None]) -> Path:
     """
     with Workspace(out, config.model_dump(mode="json"), say) as ws:
         Build(config, ws, say).run()
+        from factory.card import materials, write_card
         from factory.report import write_report
 
+        ws.manifest["materials"] = materials(config)
+        ws.save()
+        write_card(out)
         return write_report(out)
 
 

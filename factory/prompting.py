@@ -14,7 +14,7 @@ from factory.llm import Request
 from factory.prompt_files import PROMPTS, Prompt, read_prompt
 from factory.question_types import LONG, in_words, schedule
 from factory.records import InputError, Passage
-from factory.settings import GenerateConfig
+from factory.settings_questions import GenerateConfig
 
 VARIABLES = ("asker", "passage", "context", "before", "after", "count", "types", "style", "examples")
 # Who asks, where `generate.asker` does not say.

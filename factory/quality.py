@@ -18,7 +18,7 @@ from factory.question_types import difficulty
 from factory.questions import Question
 from factory.records import Dropped, Pair, Passage
 from factory.retrieve import rank_of_target, targets_of
-from factory.settings import Difficulty
+from factory.settings_questions import Difficulty
 
 
 def uses_judge(config: Config) -> bool:

@@ -16,7 +16,7 @@ from factory.false_negatives import JudgeError, judge_error
 from factory.judge import LLMJudge
 from factory.records import Pair
 from factory.retrieve import Target
-from factory.settings import QualityConfig
+from factory.settings_questions import QualityConfig
 
 CONTROLS = 50
 # Ranks, under the base model, from which the controls' wrong passages are drawn: of the same subject, seldom an answer.

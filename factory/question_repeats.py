@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from factory.languages import squeeze
 from factory.progress import progress
 from factory.records import Pair
-from factory.settings import QualityConfig
+from factory.settings_questions import QualityConfig
 
 GRAM = 3  # characters: questions are too short for the five of passages
 PERMUTATIONS = 64

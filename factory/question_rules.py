@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 
 from factory.languages import language, squeeze
 from factory.records import Pair, Passage
-from factory.settings import QualityConfig, RuleName
+from factory.settings_questions import QualityConfig, RuleName
 from factory.tokens import tokens
 
 # Words that point at a text which the asker of a real search has never seen.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from factory.settings import Difficulty, GenerateConfig
+from factory.settings_questions import Difficulty, GenerateConfig
 
 # A kind that is not here is handed to the prompt as the user wrote it.
 TYPES = {

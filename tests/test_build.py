@@ -16,7 +16,7 @@ import yaml
 
 from factory.pipeline import CANDIDATES, DECISIONS, DOCUMENTS, KEPT, PAIRS, PASSAGES, SCORES, TRAIN
 from factory.records import Example, read_records
-from factory.settings import RuleName
+from factory.settings_questions import RuleName
 from factory.validate import check_file
 
 RULES = [*typing.get_args(RuleName)]

@@ -12,7 +12,8 @@ from factory.prompting import VARIABLES, prompt_for, requests_for
 from factory.question_types import schedule
 from factory.questions import Answer, Question, read_user_questions
 from factory.records import InputError
-from factory.settings import GenerateConfig, LLMConfig
+from factory.settings import LLMConfig
+from factory.settings_questions import GenerateConfig
 from tests.test_generate import config, passage
 
 ENGLISH = "Dry the electrodes at 350 C for two hours."

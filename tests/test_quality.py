@@ -4,7 +4,7 @@ import pytest
 
 from factory.question_rules import not_in, rule_broken
 from factory.records import Passage
-from factory.settings import QualityConfig
+from factory.settings_questions import QualityConfig
 from tests.handmade import pair, target
 
 PASSAGE = (

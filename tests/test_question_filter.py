@@ -16,7 +16,8 @@ from factory.quality import beyond_share, filter_pairs, too_many
 from factory.question_repeats import repeated
 from factory.records import Document, InputError
 from factory.retrieve import Exclusions, targets_of
-from factory.settings import LLMConfig, QualityConfig
+from factory.settings import LLMConfig
+from factory.settings_questions import QualityConfig
 from tests.handmade import circle, pair, target
 from tests.test_generate import config, passage
 
