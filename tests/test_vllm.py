@@ -7,13 +7,10 @@ One server serves all tests but those that kill it and that of `run-batch`, whic
 from __future__ import annotations
 
 import json
-import os
 import re
 import sqlite3
 import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -109,7 +106,9 @@ def test_what_prompts_share_is_computed_once(tmp_path: Path, running: str) -> No
     )
     assert asked == sum(a.prompt_tokens for a in answers)
     own = sum(len(r.messages[1][1]) for r in requests) / sum(len(c) for r in requests for _, c in r.messages)
-    assert hits / asked > 0.6 * (1 - own), f"{hits:.0f} of {asked:.0f} tokens; {own:.0%} of the text is each prompt's own"
+    assert hits / asked > 0.6 * (1 - own), (
+        f"{hits:.0f} of {asked:.0f} tokens; {own:.0%} of the text is each prompt's own"
+    )
 
 
 def test_auto_finds_the_load_that_vllm_takes(tmp_path: Path, running: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,9 +216,9 @@ def test_requests_go_to_run_batch_as_a_file_and_its_answers_come_back(
     with file.open("a", encoding="utf-8") as more:
         more.write(json.dumps(long) + "\n")
     python, arguments = vllm_settings["executable"][0], vllm_settings["arguments"]
+    words = ["-i", file, "-o", answers, "--model", vllm_settings["model"], "--max-model-len", "1024", *arguments]
     batch = subprocess.run(
-        [python, "-m", "vllm.entrypoints.openai.run_batch", "-i", file, "-o", answers]
-        + ["--model", vllm_settings["model"], "--max-model-len", "1024", *arguments],
+        [python, "-m", "vllm.entrypoints.openai.run_batch", *words],
         capture_output=True, text=True, cwd=tmp_path, timeout=900,
     )  # fmt: skip
     assert batch.returncode == 0, batch.stderr[-3000:]
