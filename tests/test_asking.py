@@ -168,6 +168,33 @@ def test_auto_widens_the_window_while_nothing_waits_and_narrows_it_when_much_doe
     assert max(widths) <= asking.START and max(widths[-16:-4]) <= 5
 
 
+def test_auto_counts_what_waits_once(tmp_path: Path, start: Any) -> None:
+    """vLLM also says for what reason requests wait; those are the same ones."""
+    widths: list[int] = []
+
+    def behave(handler: Handler, number: int, prompt: str) -> None:
+        widths.append(handler.server.under_way)
+        time.sleep(0.4)
+        handler.good(prompt)
+
+    server = start(behave)
+    server.load = {"running": 10, "waiting": 2, "waiting_by_reason": 2}  # 4 would be too many
+    assert whole(run(tmp_path, server.url, 48, concurrency="auto")[0], 48)
+    assert max(widths[16:]) > 12
+
+
+def test_connections_are_kept_and_are_no_more_than_requests_under_way(tmp_path: Path, start: Any) -> None:
+    ports: set[int] = set()
+
+    def behave(handler: Handler, number: int, prompt: str) -> None:
+        ports.add(handler.client_address[1])
+        time.sleep(0.01)
+        handler.good(prompt)
+
+    assert whole(run(tmp_path, start(behave).url, 60, concurrency=5)[0], 60)
+    assert 1 < len(ports) <= 5
+
+
 def test_ask_all_ends_without_work() -> None:
     import asyncio
 

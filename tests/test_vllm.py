@@ -170,7 +170,7 @@ def test_whatever_part_of_vllm_is_killed_every_request_is_answered_and_none_paid
             (server,) = psutil.Process().children()
             children = server.children(recursive=True)
             servers.append([server, *children])
-            (next(c for c in children if "EngineCore" in c.name()) if engine else server).kill()
+            (next(c for c in children if "EngineCor" in c.name()) if engine else server).kill()
 
     with LLM(
         LLMConfig.model_validate(vllm_settings | {"context": 512, "concurrency": 4}),
