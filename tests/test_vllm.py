@@ -146,15 +146,16 @@ def test_a_prompt_that_is_too_long_is_refused_in_vllms_words_and_the_others_go_o
     assert "HTTP 400" in answers[0].failure and "2048" in answers[0].failure and usage.failed == 1
 
 
-def test_whatever_part_of_vllm_is_killed_every_request_is_answered_and_none_paid_twice(
-    tmp_path: Path, vllm_settings: dict[str, Any]
+@pytest.mark.parametrize("part", ["server", "engine"])
+def test_when_vllm_is_killed_every_request_is_answered_and_none_paid_twice(
+    tmp_path: Path, vllm_settings: dict[str, Any], part: str
 ) -> None:
-    """First the server itself is killed, later the engine, its child, as CUDA errors do. Nothing stays behind."""
+    """The server itself, or the engine, its child, which is where CUDA errors end. Nothing stays behind."""
     requests = [
-        Request((("user", f"Tell a story about pump {i}."),), max_tokens=40, temperature=0.9, seed=i) for i in range(36)
+        Request((("user", f"Tell a story about pump {i}."),), max_tokens=30, temperature=0.9, seed=i) for i in range(16)
     ]
     said: list[str] = []
-    servers: list[list[psutil.Process]] = []  # the processes of each server, in the order of their starts
+    processes: list[psutil.Process] = []
     ended = threading.Event()
 
     def stored() -> int:
@@ -162,20 +163,20 @@ def test_whatever_part_of_vllm_is_killed_every_request_is_answered_and_none_paid
             return int(db.execute("SELECT count(*) FROM answers").fetchone()[0])
         return 0
 
-    def killer() -> None:
-        for enough, engine in ((4, False), (14, True)):
-            while stored() < enough:
-                if ended.wait(0.02):
-                    return
-            (server,) = psutil.Process().children()
-            children = server.children(recursive=True)
-            servers.append([server, *children])
-            (next(c for c in children if "EngineCor" in c.name()) if engine else server).kill()
+    def family() -> list[psutil.Process]:
+        (server,) = psutil.Process().children()
+        return [server, *server.children(recursive=True)]
 
-    with LLM(
-        LLMConfig.model_validate(vllm_settings | {"context": 512, "concurrency": 4}),
-        "m", tmp_path / "llm.sqlite", tmp_path / "log", said.append,
-    ) as llm:  # fmt: skip
+    def killer() -> None:
+        while stored() < 4:
+            if ended.wait(0.02):
+                return
+        processes.extend(family())
+        engine = next(p for p in processes if "EngineCor" in p.name())
+        (engine if part == "engine" else processes[0]).kill()
+
+    config = LLMConfig.model_validate(vllm_settings | {"context": 512, "concurrency": 4})
+    with LLM(config, "m", tmp_path / "llm.sqlite", tmp_path / "log", said.append) as llm:
         thread = threading.Thread(target=killer)
         thread.start()
         try:
@@ -185,14 +186,12 @@ def test_whatever_part_of_vllm_is_killed_every_request_is_answered_and_none_paid
             thread.join()
         (port,) = re.findall(r"on port (\d+)", [s for s in said if "starting vllm" in s][-1])
         paid = counter(f"http://127.0.0.1:{port}", "request_success_total")
-        (server,) = psutil.Process().children()
-        servers.append([server, *server.children(recursive=True)])
-    assert usage.failed == 0 and usage.sent == 36 and all(a.text for a in answers)
-    came = [int(n) for n in re.findall(r"starting it again; (\d+) answers", "\n".join(said))]
-    assert len(came) == 2 and len(servers) == 3, said
-    assert paid == 36 - sum(came)
-    assert stored() == 36
-    assert not [p for processes in servers for p in processes if p.is_running() and p.status() != "zombie"]
+        processes.extend(family())
+    assert usage.sent == 16 and usage.failed == 0 and all(a.text for a in answers)
+    (came,) = re.findall(r"starting it again; (\d+) answers came", "\n".join(said))
+    assert 4 <= int(came) < 16 and paid == 16 - int(came) and stored() == 16
+    assert len({p.pid for p in processes}) >= 4
+    assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_requests_go_to_run_batch_as_a_file_and_its_answers_come_back(
