@@ -117,10 +117,17 @@ def ceiling(requests: list[Request], endpoint: Endpoint, concurrency: int) -> Re
     bodies = iter([{"model": endpoint.model} | r.body() for r in requests])
     tokens = 0
 
+    settings: dict[str, Any] = {
+        "limits": httpx.Limits(max_connections=1),
+        "headers": endpoint.headers(),
+        "timeout": 3600,
+        "trust_env": False,
+        "verify": httpx.create_ssl_context(trust_env=False),
+    }
+
     async def work() -> None:
         nonlocal tokens
-        one = httpx.Limits(max_connections=1)
-        async with httpx.AsyncClient(timeout=3600, limits=one, headers=endpoint.headers(), trust_env=False) as client:
+        async with httpx.AsyncClient(**settings) as client:
             for body in bodies:
                 answer = await client.post(f"{endpoint.url}/chat/completions", json=body)
                 if answer.status_code != 200:

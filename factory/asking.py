@@ -263,7 +263,8 @@ async def _follow_load(lane: _Lane) -> None:
             load[kind] += float(number)
         if not any(load.values()):
             continue
-        if load["waiting"] == 0 and lane.under_way > 0.8 * lane.window:
+        full = 0.8 * lane.window  # what runs there must be what was sent: a page written before tells nothing
+        if load["waiting"] == 0 and lane.under_way > full and load["running"] > full:
             lane.window = lane.wanted = min(MOST, lane.window * 1.5)
         elif load["waiting"] > load["running"] / 4:
             lane.window = lane.wanted = max(1.0, load["running"] * 1.1)

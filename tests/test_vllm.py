@@ -222,7 +222,9 @@ def test_requests_go_to_run_batch_as_a_file_and_its_answers_come_back(
     )  # fmt: skip
     assert batch.returncode == 0, batch.stderr[-3000:]
     read = command("answers", answers, "--out", out)
-    assert read.returncode == 2 and f"{len(lines)} answers stored, 1 lines without one" in read.stderr, read.stderr
+    assert read.returncode == 2 and f"{len(lines)} answers stored, 1 lines without one" in read.stderr, (
+        read.stderr + batch.stdout[-6000:] + batch.stderr[-6000:]
+    )
     assert f"{answers}:{len(lines) + 1}: no answer: " in read.stderr and "1024" in read.stderr
     done = build(config, out)
     assert done.returncode == 0, done.stderr
