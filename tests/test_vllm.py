@@ -113,10 +113,10 @@ def test_what_prompts_share_is_computed_once(tmp_path: Path, running: str) -> No
 
 def test_auto_finds_the_load_that_vllm_takes(tmp_path: Path, running: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes 24 at once (--max-num-seqs): the window grows to that, and the rest waits here."""
-    monkeypatch.setattr(asking, "LOOK", 0.5)
+    monkeypatch.setattr(asking, "LOOK", 0.2)
     requests = [
-        Request((("user", f"Tell a long story about pump {i}."),), max_tokens=60, temperature=0.9, seed=i)
-        for i in range(120)
+        Request((("user", f"Tell a long story about pump {i}."),), max_tokens=30, temperature=0.9, seed=i)
+        for i in range(80)
     ]
     seen: list[tuple[float, float]] = []
     ended = threading.Event()
