@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 
 from factory.answers import Answer
+from factory.clients import Clients
 from factory.records import InputError
 from factory.serve import Endpoint, ServerDied
 from factory.settings import LLMConfig
@@ -32,7 +33,7 @@ TRUST = 5  # refusals at the very beginning, after which the server is asked no 
 LOOK = 2.0  # seconds between two looks at a server's load
 START, MOST = 16, 512  # the window of `concurrency: auto`, at first and at most
 THINK = re.compile(r"<think>.*?(</think>|\Z)", re.S)
-_LOAD = re.compile(r"^vllm:num_requests_(running|waiting)\{?[^\n]* ([0-9.e+]+)$", re.M)
+_LOAD = re.compile(r"^vllm:num_requests_(running|waiting)(?:\{[^\n]*\})? ([0-9.e+]+)$", re.M)
 Finished = Callable[[str, Answer], None]
 
 
@@ -56,7 +57,7 @@ class _Lane:
     """One server: how many requests may be under way, and how it has been doing."""
 
     endpoint: Endpoint
-    client: httpx.AsyncClient
+    clients: Clients
     window: float
     wanted: float  # where the window goes back to after the server was busy
     under_way: int = 0
@@ -112,16 +113,10 @@ async def ask_all(
     tasks: set[asyncio.Task[None]] = set()
     failed: list[BaseException] = []
     async with AsyncExitStack() as opened:
-        limits = httpx.Limits(max_connections=most, max_keepalive_connections=most)
-        timeout = httpx.Timeout(config.timeout, connect=30)
         lanes = [
             _Lane(
                 endpoint=e,
-                client=await opened.enter_async_context(
-                    httpx.AsyncClient(
-                        base_url=e.url, headers=e.headers(), timeout=timeout, limits=limits, trust_env=False
-                    )
-                ),
+                clients=await opened.enter_async_context(Clients(e, config.timeout)),
                 window=first,
                 wanted=first,
             )
@@ -206,7 +201,8 @@ async def _ask(lane: _Lane, body: dict[str, Any]) -> Answer:
     """One try. Raises _Passing, or InputError where no other request would fare better."""
     started = time.monotonic()
     try:
-        response = await lane.client.post("/chat/completions", json={"model": lane.endpoint.model, **body})
+        with lane.clients.one() as client:
+            response = await client.post("/chat/completions", json={"model": lane.endpoint.model, **body})
     except httpx.TransportError as e:
         raise _Passing(f"{type(e).__name__} {e}".strip()) from e
     status, said = response.status_code, response.text[:300]
@@ -258,7 +254,8 @@ async def _follow_load(lane: _Lane) -> None:
     while True:
         await asyncio.sleep(LOOK)
         try:
-            page = await lane.client.get(address, timeout=10)
+            with lane.clients.one() as client:
+                page = await client.get(address, timeout=10)
         except httpx.HTTPError:
             continue
         load = {"running": 0.0, "waiting": 0.0}
@@ -266,7 +263,8 @@ async def _follow_load(lane: _Lane) -> None:
             load[kind] += float(number)
         if not any(load.values()):
             continue
-        if load["waiting"] == 0 and lane.under_way > 0.8 * lane.window:
+        full = 0.8 * lane.window  # what runs there must be what was sent: a page written before tells nothing
+        if load["waiting"] == 0 and lane.under_way > full and load["running"] > full:
             lane.window = lane.wanted = min(MOST, lane.window * 1.5)
         elif load["waiting"] > load["running"] / 4:
             lane.window = lane.wanted = max(1.0, load["running"] * 1.1)

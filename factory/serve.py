@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,9 +22,11 @@ from factory.offline import SILENT
 from factory.records import InputError
 from factory.settings import LLMConfig
 
+_ERROR = re.compile(r"\b\w*(?:Error|Exception): .+")
+
 
 class ServerDied(RuntimeError):
-    """The server we started ended or never became healthy; the message holds the last lines of its log."""
+    """The server we started ended or never became healthy; the message holds the errors and last lines of its log."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +160,11 @@ def _ending(process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def _tail(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
-    return f"the end of {log}:\n  " + "\n  ".join(lines)
+    """Its end, after the first errors that it names before: vLLM ends with "see root cause above"."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    named = list(dict.fromkeys(match.group() for line in lines[:-15] if (match := _ERROR.search(line))))[:3]
+    errors = f"errors in {log}:\n  " + "\n  ".join(named) + "\n" if named else ""
+    return errors + f"the end of {log}:\n  " + "\n  ".join(lines[-15:])
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any test imports transformers: no t
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,18 +59,25 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def vllm_settings() -> dict[str, Any]:
+    """How vLLM is started here; set by tests/vllm_environment.sh."""
+    return {
+        "serve": "vllm",
+        "model": os.environ["BGE_FACTORY_VLLM_MODEL"],
+        "executable": [os.environ["BGE_FACTORY_VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server"],
+        "arguments": os.environ["BGE_FACTORY_VLLM_ARGUMENTS"].split(),
+    }
+
+
 @pytest.fixture(params=["llamacpp", pytest.param("vllm", marks=pytest.mark.vllm)])
 def server(request):
     """Configurations of a server that we start, with whatever keys a test changes."""
     if request.param == "llamacpp":
-        known = {"model": str(request.getfixturevalue("smollm_gguf"))}
-    else:  # set by tests/vllm_environment.sh
-        known = {
-            "model": os.environ["BGE_FACTORY_VLLM_MODEL"],
-            "executable": [os.environ["BGE_FACTORY_VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server"],
-            "arguments": os.environ["BGE_FACTORY_VLLM_ARGUMENTS"].split(),
-        }
-    known |= {"serve": request.param, "context": 512, "concurrency": 2}
+        known = {"serve": "llamacpp", "model": str(request.getfixturevalue("smollm_gguf"))}
+    else:
+        known = request.getfixturevalue("vllm_settings")
+    known = known | {"context": 512, "concurrency": 2}
     return lambda **more: LLMConfig.model_validate(known | more)
 
 

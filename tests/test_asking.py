@@ -152,8 +152,11 @@ def test_auto_widens_the_window_while_nothing_waits_and_narrows_it_when_much_doe
         time.sleep(0.5)
         handler.good(prompt)
 
-    server = start(behave)
-    server.load = {"running": 10, "waiting": 0}
+    def tell(handler: Handler, number: int, prompt: str) -> None:
+        server.load = {"running": server.under_way, "waiting": 0}
+        behave(handler, number, prompt)
+
+    server = start(tell)
     assert whole(run(tmp_path / "a", server.url, 150, concurrency="auto")[0], 150)
     assert server.widest > asking.START
     server.load = {"running": 4, "waiting": 50}
@@ -166,6 +169,41 @@ def test_auto_widens_the_window_while_nothing_waits_and_narrows_it_when_much_doe
     server.behave = watch
     assert whole(run(tmp_path / "b", server.url, 40, concurrency="auto")[0], 40)
     assert max(widths) <= asking.START and max(widths[-16:-4]) <= 5
+
+
+def test_auto_does_not_grow_on_a_load_that_was_written_before_its_requests_came(tmp_path: Path, start: Any) -> None:
+    """vLLM writes its figures after each step, which on a CPU takes seconds."""
+    server = start(lambda h, n, p: (time.sleep(0.3), h.good(p)))
+    server.load = {"running": 3, "waiting": 0}
+    assert whole(run(tmp_path, server.url, 60, concurrency="auto")[0], 60)
+    assert server.widest == asking.START
+
+
+def test_auto_counts_what_waits_once(tmp_path: Path, start: Any) -> None:
+    """vLLM also says for what reason requests wait; those are the same ones."""
+    widths: list[int] = []
+
+    def behave(handler: Handler, number: int, prompt: str) -> None:
+        widths.append(handler.server.under_way)
+        time.sleep(0.4)
+        handler.good(prompt)
+
+    server = start(behave)
+    server.load = {"running": 10, "waiting": 2, "waiting_by_reason": 2}  # 4 would be too many
+    assert whole(run(tmp_path, server.url, 48, concurrency="auto")[0], 48)
+    assert max(widths[16:]) > 12
+
+
+def test_connections_are_kept_and_are_no_more_than_requests_under_way(tmp_path: Path, start: Any) -> None:
+    ports: set[int] = set()
+
+    def behave(handler: Handler, number: int, prompt: str) -> None:
+        ports.add(handler.client_address[1])
+        time.sleep(0.01)
+        handler.good(prompt)
+
+    assert whole(run(tmp_path, start(behave).url, 60, concurrency=5)[0], 60)
+    assert 1 < len(ports) <= 5
 
 
 def test_ask_all_ends_without_work() -> None:

@@ -4,6 +4,7 @@ since a real one does not fail on command."""
 import json
 import os
 import sqlite3
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -130,6 +131,18 @@ def test_a_server_that_dies_shows_the_end_of_its_log(tmp_path, server):
     bad.write_bytes(b"this is not a model")
     with pytest.raises(ServerDied, match=r"(?s)ended with code.*server\.log.*bad\.gguf"):
         run([ask("x")], server(model=str(bad)), tmp_path)
+
+
+def test_what_a_server_died_of_is_shown_though_much_follows_in_its_log(tmp_path):
+    """As vLLM does: its engine's error comes first, then the trace of the process that waited for it."""
+    script = tmp_path / "server.py"
+    script.write_text(
+        "import sys\nprint('(EngineCore pid=7) ERROR 11-21 [core.py:9] ValueError: No such dtype')\n"
+        "print('a line\\n' * 40 + 'RuntimeError: Engine core failed. See root cause above.')\nsys.exit(3)"
+    )
+    config = LLMConfig(serve="vllm", model=str(tmp_path), executable=[sys.executable, str(script)])
+    with pytest.raises(ServerDied, match=r"(?s)code 3.*ValueError: No such dtype\n.*See root cause above"):
+        run([ask("x")], config, tmp_path)
 
 
 def test_a_server_of_ours_that_is_killed_is_started_again_and_loses_nothing(tmp_path, server):

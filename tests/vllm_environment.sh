@@ -36,7 +36,9 @@ export HF_HUB_OFFLINE=1
 export BGE_FACTORY_VLLM_PYTHON=$python
 export BGE_FACTORY_VLLM_MODEL=$model
 # float32: a processor without AVX-512 has no kernels for bfloat16 and is six times slower with it. Eager: no compiler.
-export BGE_FACTORY_VLLM_ARGUMENTS="--dtype float32 --enforce-eager --max-num-seqs 24"
+# Whole prompts: one with a seed that is cut into chunks ends vLLM's engine on a CPU ("CPU Generator does not use offset").
+whole="--no-enable-chunked-prefill --max-num-batched-tokens 4096"
+export BGE_FACTORY_VLLM_ARGUMENTS="--dtype float32 --enforce-eager --max-num-seqs 24 $whole"
 export VLLM_CPU_OMP_THREADS_BIND=${VLLM_CPU_OMP_THREADS_BIND:-0-$(($(nproc) - 1))}
 export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1} # GiB
 exec .venv/bin/python -m pytest -m vllm "$@"
