@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from factory.questions import Question, passages_of
 from factory.records import Dropped, Example, Pair, Passage, Split
 from factory.retrieve import Target
+from factory.review import GONE, Decision
 from factory.workspace import atomic_text, write_jsonl
+
+
+def by_review(pairs: Sequence[Pair], decisions: Mapping[str, Decision]) -> tuple[list[Pair], list[Dropped]]:
+    """The pairs less those that a reviewer took out."""
+    kept, dropped = [], []
+    for pair in pairs:
+        decision = decisions.get(pair.id)
+        if decision and decision.decision in GONE:
+            detail = f"{decision.reviewer or 'somebody'}, {decision.time}"
+            reason = GONE[decision.decision]
+            dropped.append(Dropped(stage="export", id=pair.id, reason=reason, detail=detail, text=pair.query))
+        else:
+            kept.append(pair)
+    return kept, dropped
 
 
 def training_rows(
@@ -66,14 +81,18 @@ def write_eval_set(
 
 
 def held_out(
-    pairs: Sequence[Pair], targets: Sequence[Target], split: Split
+    pairs: Sequence[Pair], targets: Sequence[Target], split: Split, reviewed: Collection[str] = ()
 ) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """Queries and relevant target ids of a held-out split; copies of the target count as relevant too."""
+    """Queries and relevant target ids of a held-out split; copies of the target count as relevant too.
+
+    A query whose pair is `reviewed` has that key, too.
+    """
     groups: dict[str, list[str]] = defaultdict(list)
     for target in targets:
         groups[target.duplicate_group].append(target.id)
     chosen = [p for p in pairs if p.split == split]
-    queries = [{"_id": p.id, "text": p.query, "type": p.type, "origin": p.origin} for p in chosen]
+    queries: list[dict[str, Any]] = [{"_id": p.id, "text": p.query, "type": p.type, "origin": p.origin} for p in chosen]
+    queries = [q | {"reviewed": True} if q["_id"] in reviewed else q for q in queries]
     return queries, {p.id: groups[p.duplicate_group] for p in chosen}
 
 
