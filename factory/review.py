@@ -16,6 +16,7 @@ from threading import RLock
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import Field
 
 from factory.records import InputError, Pair, Record, loads, parse
 from factory.workspace import fingerprint
@@ -40,7 +41,7 @@ class Decision(Record):
     decision: Verdict | Literal["undo"]
     negatives: tuple[str, ...] = ()
     reviewer: str = ""
-    texts: dict[str, str] = {}
+    texts: dict[str, str] = Field(default={})
 
     def read(self, key: str, *text: str) -> bool:
         """Whether these are the texts that the reviewer saw."""

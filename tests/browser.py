@@ -54,12 +54,14 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._write)  # it ends when nobody speaks to it any more
+        self._session = ""
         try:
+            self.call("Browser.close")
             self._process.wait(10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        os.close(self._write)
         os.close(self._read)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
