@@ -21,6 +21,7 @@ app = typer.Typer(
     bge-factory validate runs/mine/train.jsonl       is every line what the trainer expects?
     bge-launch run launch.yaml                       train on it (its own command)
     bge-factory evaluate runs/mine/eval --model base=... --model tuned=...
+    bge-factory review runs/mine                     a page on which a domain expert decides; build applies it
 
 Exit codes: 0 done, 2 your input needs mending (the message says where and how), 1 anything else.
     """,

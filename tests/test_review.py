@@ -279,7 +279,9 @@ def test_a_negative_that_answers_becomes_a_positive_and_the_others_stay(preset):
     def decided(answering=None) -> dict[str, dict[str, tuple[str, str]]]:
         chooser = Chooser(pairs, targets, config, 1, None, answering)
         rows = pa.concat_tables(choose([scores], chooser, len(scores))).to_pylist()
-        return {p.id: {r["candidate_id"]: (r["decision"], r["reason"]) for r in rows if r["pair_id"] == p.id} for p in pairs}
+        return {
+            p.id: {r["candidate_id"]: (r["decision"], r["reason"]) for r in rows if r["pair_id"] == p.id} for p in pairs
+        }
 
     def negatives(found) -> set[str]:
         return {c for c, d in found.items() if d[0] == "negative"}
@@ -366,7 +368,14 @@ def test_the_next_build_applies_the_decisions_and_an_undone_one_brings_all_back(
     }  # fmt: skip
     (line,) = [s for s in said if s.startswith("export:")]
     assert "6 reviewed" in line and "2 reviews of what is no longer here" in line
-    assert [s.split(":")[0] for s in said if "unchanged" in s] == ["load", "split", "generate", "filter", "mine", "score"]
+    assert [s.split(":")[0] for s in said if "unchanged" in s] == [
+        "load",
+        "split",
+        "generate",
+        "filter",
+        "mine",
+        "score",
+    ]
     said.clear()
     build(config, run, said.append)
     assert sum("unchanged" in s for s in said) == 8
