@@ -16,6 +16,8 @@ from factory.retrieve import SOURCES, targets_of
 from factory.review import REVIEW, Decision, digest
 from factory.settings import ChooseConfig
 
+ALSO = "also"  # the reason of a positive that the question's pair names
+
 
 @dataclass(frozen=True)
 class Text:
@@ -37,7 +39,8 @@ class Text:
 
 @dataclass(frozen=True)
 class Item:
-    """A question to decide on. `positives` are its own text and those that a judge added; `texts` as in Decision."""
+    """A question to decide on. `positives`: its own text and those that a judge said to answer, too; `texts` as in
+    `Decision`, of all that can be decided on."""
 
     pair: Pair
     positives: tuple[Text, ...]
@@ -91,6 +94,8 @@ class Items:
         pair = self.pairs[pair_id]
         own = self._by_text.get(pair.target_text, pair.target_id)
         positives = [Text(own, pair.target_text, self._source(pair.passage_id))]
+        also = [self._targets[i] for i in pair.also if i in self._targets and self._targets[i].text != pair.target_text]
+        positives += [Text(t.id, t.text, self._source(t.id), ALSO) for t in also]
         candidates: list[Text] = []
         for row in self._rows.get(pair_id, ()):
             text = self._candidate(row)
@@ -139,18 +144,12 @@ def _candidates(run: Path) -> dict[str, np.ndarray]:
     ranks = [f"{s}_rank" for s in SOURCES if f"{s}_rank" in pq.ParquetFile(scores).schema_arrow.names]
     span = (pl.col("positive_score") - pl.col("chance_score")).clip(lower_bound=1e-6)
     near = ((pl.col("score") - pl.col("chance_score")) / span).alias("closeness")
-    table = (
-        pl.scan_parquet(decisions)
-        .filter(pl.col("decision").is_in(["negative", "promoted"]))
-        .select(names)
-        .join(
-            pl.scan_parquet(scores).select("pair_id", "candidate_id", near, *ranks),
-            on=["pair_id", "candidate_id"],
-            how="left",
-            maintain_order="left",
-        )
-        .collect()
+    keys = ["pair_id", "candidate_id"]
+    wanted = (
+        pl.scan_parquet(decisions).filter(pl.col("decision").is_in(["negative", "promoted"])).select(names).collect()
     )
+    found = pl.scan_parquet(scores).select(*keys, near, *ranks).join(wanted.lazy(), on=keys, how="semi")
+    table = wanted.join(found.collect(engine="streaming"), on=keys, how="left", maintain_order="left")
     columns: dict[str, np.ndarray] = {n: table[n].to_numpy().astype(object) for n in names[:4]}
     numbers = ("probability", "closeness", *ranks)
     return columns | {n: table[n].cast(pl.Float64).fill_null(np.nan).to_numpy() for n in numbers}
