@@ -156,6 +156,12 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(self._get)
 
     def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        self._sent = b""  # read whatever becomes of it: what is left unread would be taken for the next request
+        if length.isdecimal() and int(length) <= LONGEST:
+            self._sent = self.rfile.read(int(length))
+        else:
+            self.close_connection = True
         self._answer(self._post)
 
     def _get(self, path: str, query: dict[str, list[str]]) -> None:
@@ -190,7 +196,6 @@ class Handler(BaseHTTPRequestHandler):
             parts = urlsplit(self.path)
             work(self._admitted(parts.path), parse_qs(parts.query))
         except Refused as e:
-            self.close_connection = True  # its body, if it has one, was not read
             self._send(e.message.encode(), "text/plain; charset=utf-8", status=e.status)
         except InputError as e:  # the disk is full
             self._send(str(e).encode(), "text/plain; charset=utf-8", status=HTTPStatus.INSUFFICIENT_STORAGE)
@@ -208,8 +213,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> dict[str, Any]:
         try:
-            length = int(self.headers.get("Content-Length", ""))
-            given = json.loads(self.rfile.read(length)) if 0 <= length <= LONGEST else None
+            given = json.loads(self._sent)
         except ValueError:
             given = None
         if not isinstance(given, dict):
@@ -237,6 +241,8 @@ class Handler(BaseHTTPRequestHandler):
         }
         if kind.startswith("text/csv"):
             headers["Content-Disposition"] = "attachment; filename=review.csv"
+        if self.close_connection:
+            headers["Connection"] = "close"
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
