@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from factory.exports import FORMATS
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -18,9 +20,11 @@ app = typer.Typer(
 
 \b
     bge-factory build factory.yaml --out runs/mine   documents to train.jsonl, eval/, report.html
+    bge-factory try-prompt factory.yaml              what the LLM asks about five passages
     bge-factory validate runs/mine/train.jsonl       is every line what the trainer expects?
     bge-launch run launch.yaml                       train on it (its own command)
     bge-factory evaluate runs/mine/eval --model base=... --model tuned=...
+    bge-factory export runs/mine --to beir --out mine   for other libraries' trainers and evaluations
     bge-factory review runs/mine                     a page on which a domain expert decides; build applies it
 
 Exit codes: 0 done, 2 your input needs mending (the message says where and how), 1 anything else.
@@ -55,6 +59,7 @@ def build(
     say(f"training data: {out / 'train.jsonl'}")
     if (out / "eval").is_dir():
         say(f"held-out set:  {out / 'eval'}")
+    say(f"data card:     {out / 'README.md'}")
     say(f"report:        {report}")
 
 
@@ -109,6 +114,33 @@ def answers(
     say(f"{stored:,} answers stored" + (f", {len(problems):,} lines without one" if problems else ""))
     if problems:
         raise typer.Exit(2)
+
+
+@app.command("try-prompt")
+def try_prompt(
+    config: Annotated[Path, typer.Argument(help="a factory.yaml, as for build")],
+    prompt: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--prompt", "-p", help="a prompt file to try; give two to compare them, one is set beside today's"
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="passages")] = 5,
+) -> None:
+    """Show what prompts make of the same few passages, side by side, with the rules that questions break.
+
+    Copy a prompt out of the package's folder (`bge-factory config` names it), change it, and look again; nothing of a
+    run is touched. With the one you like: `generate.prompt: FILE`.
+    """
+    from rich.console import Console
+
+    from factory.config import load_config
+    from factory.try_prompt import render, try_prompts
+
+    passages, tried = try_prompts(load_config(config), prompt or [], n, say)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    for part in render(passages, tried):
+        console.print(part, highlight=False, markup=False)
 
 
 @app.command()
@@ -267,6 +299,26 @@ def _model_config_of_run(folder: Path) -> dict[str, str]:
         return dict(json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]["model"])
     except (OSError, ValueError, KeyError):
         return {}
+
+
+@app.command(
+    help="Write a finished run in the formats of other libraries, each into a folder of its own with a README.md.\n\n"
+    "Training questions come from train.jsonl, test questions from eval/; what is held out is in no training file.\n\n"
+    "\b\n" + "\n".join(f"{name}\n    {what}" for name, what in FORMATS.items())
+)
+def export(
+    run: Annotated[Path, typer.Argument(help="a run's folder: the --out of a finished build")],
+    to: Annotated[list[str], typer.Option("--to", "-t", help="a format; may be given several times")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="a new or empty folder")],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="flagembedding-lengths: whose tokenizer counts; default: the run's model"),
+    ] = None,
+) -> None:
+    from factory.exports.write import export as run_export
+
+    run_export(run, to, out, say, model)
+    say(f"written: {out}")
 
 
 @app.command()

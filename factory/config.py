@@ -14,8 +14,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from factory.records import InputError, problem
 from factory.settings import (
+    CardConfig,
     ChooseConfig,
-    GenerateConfig,
     GivenConfig,
     InputConfig,
     JudgeConfig,
@@ -24,11 +24,11 @@ from factory.settings import (
     ModelConfig,
     Part,
     PassagesConfig,
-    QualityConfig,
     ScoreConfig,
     SplitConfig,
     TestConfig,
 )
+from factory.settings_questions import GenerateConfig, QualityConfig
 
 
 class Config(Part):
@@ -47,7 +47,16 @@ class Config(Part):
     score: ScoreConfig = ScoreConfig()
     judge: JudgeConfig = JudgeConfig()
     choose: ChooseConfig = ChooseConfig()
+    card: CardConfig = CardConfig()
     seed: int = Field(42, description="of every draw")
+
+    @model_validator(mode="after")
+    def _one_place_for_pairs(self) -> Config:
+        if self.given.path and self.input.kind == "pairs":
+            raise ValueError(
+                "given.path mixes pairs with generated questions; with input.kind: pairs put it into input.path"
+            )
+        return self
 
     @model_validator(mode="after")
     def _room_for_a_passage(self) -> Config:

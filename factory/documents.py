@@ -32,14 +32,14 @@ class Unreadable(Exception):
     """A file that is skipped: (reason code, detail)."""
 
 
-def find_files(config: InputConfig) -> list[tuple[Path, str]]:
+def find_files(paths: str | list[str]) -> list[tuple[Path, str]]:
     """(file, name relative to its input folder) for every file of a known type, sorted by name.
 
     Raises:
         InputError: a path that names nothing.
     """
     found: dict[Path, str] = {}
-    for pattern in [config.path] if isinstance(config.path, str) else config.path:
+    for pattern in [paths] if isinstance(paths, str) else paths:
         path = Path(pattern)
         if path.is_dir():
             files = [(f, f.relative_to(path).as_posix()) for f in path.rglob("*") if f.is_file()]
@@ -52,7 +52,7 @@ def find_files(config: InputConfig) -> list[tuple[Path, str]]:
             files = [(Path(m), Path(m).name) for m in glob.glob(pattern, recursive=True) if Path(m).is_file()]
         if not files:
             raise InputError(
-                "no such file or folder, or nothing in it", where=pattern, fix="correct input.path in the configuration"
+                "no such file or folder, or nothing in it", where=pattern, fix="correct the path in the configuration"
             )
         for each, name in files:
             found.setdefault(each.resolve(), name)
@@ -74,7 +74,7 @@ def load_documents(config: InputConfig) -> tuple[list[Document], list[Dropped], 
     dropped: list[Dropped] = []
     ids: set[str] = set()
     taken = 0
-    for path, name in progress(find_files(config), "load", "file"):
+    for path, name in progress(find_files(config.path), "load", "file"):
         try:
             rows = list(_read(path, name, config.kind))
         except Unreadable as e:
@@ -156,6 +156,14 @@ def _from_row(row: dict[str, Any], name: str, kind: str) -> Document | Dropped:
     return Document(id=identity, source=source, title=title, text=text, whole=kind != "documents" or tabular)
 
 
+def decode_file(path: Path) -> str:
+    """A file's text. Raises InputError when its encoding cannot be told."""
+    try:
+        return decode(path.read_bytes())
+    except Unreadable as e:
+        raise InputError(f"{e.args[0]}: {e.args[1]}", where=path, fix="save it as UTF-8") from e
+
+
 def read_table(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """(line number, row) of a .csv, .tsv or .jsonl file in any encoding that `decode` reads.
 
@@ -164,10 +172,7 @@ def read_table(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """
     if not path.is_file() or path.suffix.lower() not in TABLE | LINES:
         raise InputError("expected a .csv, .tsv or .jsonl file", where=path)
-    try:
-        text = decode(path.read_bytes())
-    except Unreadable as e:
-        raise InputError(f"{e.args[0]}: {e.args[1]}", where=path, fix="save it as UTF-8") from e
+    text = decode_file(path)
     rows = _table(text, path.suffix.lower()) if path.suffix.lower() in TABLE else _json_lines(text, str(path))
     good = []
     for number, row in rows:
@@ -300,8 +305,8 @@ def unwrap(text: str) -> str:
     return "\n".join(out)
 
 
-def sources(config: InputConfig) -> Iterable[tuple[str, int, int]]:
-    """(name, bytes, modification time in ns) of each input file: what the load stage rests on."""
-    for path, name in find_files(config):
+def sources(paths: str | list[str]) -> Iterable[tuple[str, int, int]]:
+    """(name, bytes, modification time in ns) of each file: what a stage rests on that reads them."""
+    for path, name in find_files(paths):
         stat = path.stat()
         yield name, stat.st_size, stat.st_mtime_ns

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from factory.questions import Question, passages_of
 from factory.records import Dropped, Example, Pair, Passage, Split
 from factory.retrieve import Target
 from factory.review import GONE, Decision
 from factory.workspace import atomic_text, write_jsonl
+
+Scored = tuple[str, float | None]  # a text and its reranker logit
+Logits = Callable[[Sequence[tuple[str, str]]], np.ndarray]
 
 
 def by_review(pairs: Sequence[Pair], decisions: Mapping[str, Decision]) -> tuple[list[Pair], list[Dropped]]:
@@ -34,17 +39,22 @@ def training_rows(
     decisions: Iterable[Mapping[str, Any]],
     positive_scores: Mapping[str, float],
     fewest: int = 1,
+    rerank: Logits | None = None,
 ) -> tuple[list[Example], list[Dropped]]:
-    """One example for each training pair with at least `fewest` negatives; promoted candidates follow its positive.
+    """One example for each training pair with at least `fewest` negatives; further passages that answer it follow its
+    positive: those of `Pair.also`, and promoted candidates.
 
-    Reranker logits stand beside the texts where every text of the row has one.
+    Args:
+        rerank: raw logits of (question, text) pairs, (n,). With it every row has scores, since the trainer takes them only
+            where all have; it is asked for those that are not in `decisions` and `positive_scores`. Without it no row has.
     """
     text = {t.id: t.text for t in targets}
-    chosen: dict[str, dict[str, list[tuple[str, float | None]]]] = defaultdict(lambda: defaultdict(list))
+    chosen: dict[str, dict[str, list[Scored]]] = defaultdict(lambda: defaultdict(list))
     for row in decisions:
         if row["decision"] in ("negative", "promoted"):
             chosen[row["pair_id"]][row["decision"]].append((text[row["candidate_id"]], row["rerank_score"]))
-    examples, dropped = [], []
+    rows: list[tuple[Pair, list[Scored], list[Scored]]] = []
+    dropped = []
     for pair in pairs:
         negatives, promoted = chosen[pair.id]["negative"], chosen[pair.id]["promoted"]
         if len(negatives) < fewest:
@@ -52,18 +62,25 @@ def training_rows(
             detail = f"{len(negatives)} candidates were allowed, {fewest} are needed"
             dropped.append(Dropped(stage="export", id=pair.id, reason=reason, detail=detail, text=pair.query))
             continue
-        positives = [(pair.target_text, positive_scores.get(pair.id)), *promoted]
-        scored = all(score is not None for _, score in [*positives, *negatives])
-        examples.append(
-            Example(
-                query=pair.query,
-                pos=[positive for positive, _ in positives],
-                neg=[negative for negative, _ in negatives],
-                pos_scores=[float(s) for _, s in positives if s is not None] if scored else None,
-                neg_scores=[float(s) for _, s in negatives if s is not None] if scored else None,
-                id=pair.id,
-            )
+        also: list[Scored] = [(text[i], None) for i in pair.also if i in text and text[i] != pair.target_text]
+        rows.append((pair, [(pair.target_text, positive_scores.get(pair.id)), *also, *promoted], negatives))
+    missing = [(p.query, t) for p, pos, neg in rows for t, score in (*pos, *neg) if score is None] if rerank else []
+    known = dict(zip(missing, rerank(missing).tolist(), strict=True)) if rerank and missing else {}
+
+    def scores(query: str, texts: Sequence[Scored]) -> list[float] | None:
+        return [float(known[query, t] if score is None else score) for t, score in texts] if rerank else None
+
+    examples = [
+        Example(
+            query=pair.query,
+            pos=[t for t, _ in positives],
+            neg=[t for t, _ in negatives],
+            pos_scores=scores(pair.query, positives),
+            neg_scores=scores(pair.query, negatives),
+            id=pair.id,
         )
+        for pair, positives, negatives in rows
+    ]
     return examples, dropped
 
 
@@ -83,17 +100,21 @@ def write_eval_set(
 def held_out(
     pairs: Sequence[Pair], targets: Sequence[Target], split: Split, reviewed: Collection[str] = ()
 ) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """Queries and relevant target ids of a held-out split; copies of the target count as relevant too.
+    """Queries and relevant target ids of a held-out split; copies of the target, and what `Pair.also` names, count too.
 
-    A query whose pair is `reviewed` has that key, too.
+    Args:
+        reviewed: ids of pairs; where there are some, each query says whether it is one of them.
     """
     groups: dict[str, list[str]] = defaultdict(list)
+    group = {t.id: t.duplicate_group for t in targets}
     for target in targets:
         groups[target.duplicate_group].append(target.id)
     chosen = [p for p in pairs if p.split == split]
     queries: list[dict[str, Any]] = [{"_id": p.id, "text": p.query, "type": p.type, "origin": p.origin} for p in chosen]
-    queries = [q | {"reviewed": True} if q["_id"] in reviewed else q for q in queries]
-    return queries, {p.id: groups[p.duplicate_group] for p in chosen}
+    if reviewed:
+        queries = [q | {"reviewed": q["_id"] in reviewed} for q in queries]
+    answering = {p.id: [p.duplicate_group, *(group[i] for i in p.also if i in group)] for p in chosen}
+    return queries, {pair: [t for g in dict.fromkeys(found) for t in groups[g]] for pair, found in answering.items()}
 
 
 def test_questions(

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
-from dataclasses import replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from factory.answers import Answer
+from factory.askers import propose
 from factory.config import Config
-from factory.documents import read_table
 from factory.duplicates import near_duplicate_groups
+from factory.given import GIVEN, given_pairs
 from factory.languages import language
 from factory.llm import LLM, Request, Usage
 from factory.models import model_fingerprint
 from factory.parsing import parse_answer, readable
 from factory.passages import trainable
-from factory.prompting import requests_for, types_of
+from factory.prompting import asker_of, requests_for
+from factory.question_rules import rule_broken
+from factory.question_types import schedule
+from factory.questions import Question
 from factory.records import Dropped, InputError, Pair, Passage
+from factory.settings_questions import QualityConfig
 from factory.workspace import fingerprint
 
 
@@ -32,6 +38,8 @@ def to_ask(passages: list[Passage], config: Config) -> tuple[list[Passage], list
     for passage in passages:
         if config.test.questions and passage.split == "eval":
             dropped.append(Dropped(stage="generate", id=passage.id, reason="held-out-for-test"))
+        elif passage.source.startswith(GIVEN):
+            dropped.append(Dropped(stage="generate", id=passage.id, reason="given-with-its-question"))
         elif passage.id in leaking:
             dropped.append(
                 Dropped(stage="generate", id=passage.id, reason="copies-a-held-out-passage", text=passage.text)
@@ -63,30 +71,29 @@ def draw_evenly(passages: list[Passage], limit: int, seed: int) -> tuple[list[Pa
     return [p for p in passages if p.id in taken], [p for p in passages if p.id not in taken]
 
 
-def pairs_of(passage: Passage, number: int, answer: Answer, config: Config) -> tuple[list[Pair], list[Dropped]]:
-    """The pairs in one answer, and what of it could not be used."""
-    pairing, types = config.generate.pairing, types_of(number, config.generate)
-    stage = "generate"
+def pairs_of(
+    passage: Passage, types: Sequence[str], answer: Answer, config: Config, asker: str = ""
+) -> tuple[list[Pair], list[Dropped]]:
+    """The pairs in one answer, and what of it could not be used.
+
+    Args:
+        types: the kinds of question that it was asked for, in order.
+    """
+
+    def lost(identity: str, reason: str, detail: str, text: str) -> Dropped:
+        return Dropped(stage="generate", id=identity, reason=reason, detail=detail, text=text)
+
     if answer.failure:
-        return [], [Dropped(stage=stage, id=passage.id, reason="no-answer", detail=answer.failure, text=passage.text)]
+        return [], [lost(passage.id, "no-answer", answer.failure, passage.text)]
     try:
         items = parse_answer(answer.text)
     except ValueError as e:
-        return [], [
-            Dropped(
-                stage=stage,
-                id=passage.id,
-                reason="unparsable",
-                detail=f"{e}; finish: {answer.finish}",
-                text=answer.text,
-            )
-        ]
+        return [], [lost(passage.id, "unparsable", f"{e}; finish: {answer.finish}", answer.text)]
+    pairing = config.generate.pairing
+    needed = {"question-document": "question", "question-answer": "answer", "question-question": "rephrased"}[pairing]
     pairs, dropped = [], []
     for i, item in enumerate(items):
         identity = fingerprint([passage.id, i, item])[:16]
-        needed = {"question-document": "question", "question-answer": "answer", "question-question": "rephrased"}[
-            pairing
-        ]
         query = item.get("rephrased", "") if pairing == "question-question" else item["question"]
         target = {
             "question-document": passage.text,
@@ -94,15 +101,7 @@ def pairs_of(passage: Passage, number: int, answer: Answer, config: Config) -> t
             "question-question": item["question"],
         }[pairing]
         if not item.get(needed) or not query or not target:
-            dropped.append(
-                Dropped(
-                    stage=stage,
-                    id=identity,
-                    reason="incomplete",
-                    detail=f"no {needed}",
-                    text=json.dumps(item, ensure_ascii=False),
-                )
-            )
+            dropped.append(lost(identity, "incomplete", f"no {needed}", json.dumps(item, ensure_ascii=False)))
             continue
         pairs.append(
             Pair(
@@ -111,6 +110,7 @@ def pairs_of(passage: Passage, number: int, answer: Answer, config: Config) -> t
                 query=query,
                 answer=item.get("answer", ""),
                 type=types[i] if i < len(types) else "",
+                asker=asker,
                 language=language(query),
                 target_id=passage.id if pairing == "question-document" else identity,
                 target_text=target,
@@ -121,30 +121,92 @@ def pairs_of(passage: Passage, number: int, answer: Answer, config: Config) -> t
     return pairs, dropped
 
 
+@dataclass(frozen=True)
+class Made:
+    """What `generate` made. `askers`: by language, those that the LLM proposed."""
+
+    pairs: list[Pair]
+    dropped: list[Dropped]
+    usage: Usage
+    askers: dict[str, list[str]]
+
+
 def generate(
-    passages: list[Passage], config: Config, cache: Path, log: Path, say: Callable[[str], None]
-) -> tuple[list[Pair], list[Dropped], Usage]:
-    """Pairs for the passages that `to_ask` chooses, from the LLM or, where finished before, from disk."""
+    passages: list[Passage],
+    config: Config,
+    llm: LLM,
+    say: Callable[[str], None],
+    tests: Sequence[Question] = (),
+    examples: Sequence[str] = (),
+) -> Made:
+    """Pairs for the passages that `to_ask` chooses, from the LLM or, where finished before, from disk; and given ones.
+
+    Args:
+        examples: questions that users asked, none of them a test question.
+    """
+    given, not_given = given_pairs(passages, config.given.path) if config.given.path else ([], [])
     asked, dropped = to_ask(passages, config)
     if not asked:
         raise InputError(
             "no passage is left to ask about", fix="see dropped/generate.jsonl; loosen test.hold_out or split"
         )
-    with LLM(config.llm, llm_identity(config), cache / "llm.sqlite", log, say) as llm:
-        requests = requests_for(asked, config)
-        answers, usage = llm.complete(requests)
-        unreadable = [i for i, a in enumerate(answers) if not a.failure and not readable(a.text)]
-        if unreadable:
-            second, more = llm.complete([once_more(requests[i], answers[i]) for i in unreadable], "ask again")
-            usage += more
-            for i, answer in zip(unreadable, second, strict=True):
-                answers[i] = answer if readable(answer.text) else both(answers[i], answer)
+    askers = propose(asked, config, llm) if config.generate.propose_askers else {}
+    for lang, names in askers.items():
+        say(f"askers that the LLM proposes ({lang}): {'; '.join(names) or 'none that could be read'}")
+    requests = requests_for(asked, config, corpus=passages, askers=askers, examples=examples)
+    turns = schedule(config.generate, len(asked))
+    who = [asker_of(i, language(p.text), config, askers) for i, p in enumerate(asked)]
+    if len(set(who)) == 1:
+        who = [""] * len(asked)
+
+    def made_of(i: int, answer: Answer) -> tuple[list[Pair], list[Dropped]]:
+        return pairs_of(asked[i], turns[i], answer, config, who[i])
+
+    answers, usage = ask(llm, requests, Tally(asked, made_of, config.quality))
     pairs: list[Pair] = []
-    for number, (passage, answer) in enumerate(zip(asked, answers, strict=True)):
-        good, bad = pairs_of(passage, number, answer, config)
+    for i, answer in enumerate(answers):
+        good, bad = made_of(i, answer)
         pairs += good
         dropped += bad
-    return regroup(pairs, config), dropped, usage
+    return Made([*regroup(pairs, config), *given], [*dropped, *not_given], usage, askers)
+
+
+def ask(llm: LLM, requests: Sequence[Request], watch: Callable[[int, Answer], str]) -> tuple[list[Answer], Usage]:
+    """The answers in the order of the requests; what cannot be read is asked for once more.
+
+    Requests with the same system part follow one another: a server reuses a prefix that it has just seen.
+    """
+    order = sorted(range(len(requests)), key=lambda i: requests[i].messages[0])
+    ordered, usage = llm.complete([requests[i] for i in order], "ask the LLM", lambda n, a: watch(order[n], a))
+    answers = [a for _, a in sorted(zip(order, ordered, strict=True), key=lambda both: both[0])]
+    unreadable = [i for i, a in enumerate(answers) if not a.failure and not readable(a.text)]
+    if unreadable:
+        second, more = llm.complete([once_more(requests[i], answers[i]) for i in unreadable], "ask again")
+        usage += more
+        for i, answer in zip(unreadable, second, strict=True):
+            answers[i] = answer if readable(answer.text) else both(answers[i], answer)
+    return answers, usage
+
+
+class Tally:
+    """While answers come: questions a second, and the share of them that keeps the rules."""
+
+    def __init__(
+        self,
+        asked: Sequence[Passage],
+        made_of: Callable[[int, Answer], tuple[list[Pair], list[Dropped]]],
+        quality: QualityConfig,
+    ):
+        self._asked, self._made_of, self._quality = asked, made_of, quality
+        self._started, self.questions, self.good = time.monotonic(), 0, 0
+
+    def __call__(self, number: int, answer: Answer) -> str:
+        pairs, _ = self._made_of(number, answer)
+        self.questions += len(pairs)
+        self.good += sum(rule_broken(p, self._asked[number], self._quality) is None for p in pairs)
+        rate = self.questions / max(time.monotonic() - self._started, 1e-6)
+        share = 100 * self.good / max(self.questions, 1)
+        return f"{rate:.1f} questions/s, {share:.0f} % keep the rules"
 
 
 def once_more(request: Request, answer: Answer) -> Request:
@@ -174,46 +236,3 @@ def regroup(pairs: list[Pair], config: Config) -> list[Pair]:
         return pairs
     groups = near_duplicate_groups([p.target_text for p in pairs], config.passages.near_duplicate)
     return [p.model_copy(update={"duplicate_group": pairs[g].id}) for p, g in zip(pairs, groups, strict=True)]
-
-
-def given_pairs(passages: list[Passage], config: Config) -> tuple[list[Pair], list[Dropped]]:
-    """`input.kind: pairs`: the user's own query/text rows, each joined to the passage that its text became.
-
-    Raises:
-        InputError: a row without `query` or `text`; names file:line.
-    """
-    from factory.documents import find_files
-
-    by_text: dict[str, Passage] = {}
-    for passage in passages:
-        by_text.setdefault(passage.text, passage)
-    leaking = {p.id for p in trainable(passages)[1]}
-    pairs, dropped = [], []
-    for path, name in find_files(config.input):
-        for number, row in read_table(path):
-            query, text = str(row.get("query") or "").strip(), str(row.get("text") or "")
-            identity = fingerprint([name, number, query, text])[:16]
-            owner = by_text.get(text)
-            if not query or owner is None:
-                reason = "no-query" if not query else "no-passage"
-                dropped.append(Dropped(stage="generate", id=f"{name}#{number}", reason=reason, text=query or text))
-            elif owner.id in leaking:
-                dropped.append(
-                    Dropped(stage="generate", id=f"{name}#{number}", reason="copies-a-held-out-passage", text=query)
-                )
-            else:
-                pairs.append(
-                    Pair(
-                        id=identity,
-                        passage_id=owner.id,
-                        query=query,
-                        answer=str(row.get("answer") or ""),
-                        language=language(query),
-                        target_id=owner.id,
-                        target_text=owner.text,
-                        duplicate_group=owner.duplicate_group,
-                        split=owner.split,
-                        origin="given",
-                    )
-                )
-    return pairs, dropped

@@ -15,13 +15,14 @@ import numpy as np
 from factory.answers import Answer
 from factory.languages import HAN, language
 from factory.llm import LLM, Request
-from factory.prompting import PROMPTS, read_prompt
+from factory.prompt_files import PROMPTS, read_prompt
 from factory.serve import ServerDied
 from factory.workspace import fingerprint, sha256_file
 
 # First tokens that count, without spaces and in lower case; a tokenizer may cut 是的 into 是 and 的, or not.
 YES = frozenset({"yes", "y", "是", "是的", "能", "有"})
 NO = frozenset({"no", "n", "not", "否", "不", "不是", "不能", "没", "没有", "无"})
+VARIABLES = ("question", "passage")
 ALTERNATIVES = 20  # looked at for the first word; vLLM's own limit (--max-logprobs)
 FRAME = 260  # tokens of the prompt beside question and passage, generously
 
@@ -37,19 +38,39 @@ class LLMJudge:
     def __init__(self, llm: LLM, prompts: dict[str, Path] | None = None):
         self.llm = llm
         files = prompts or {lang: PROMPTS / f"judge.{lang}.md" for lang in ("zh", "en")}
-        self._prompts = {lang: read_prompt(path) for lang, path in files.items()}
+        self._prompts = {lang: read_prompt(path, VARIABLES, VARIABLES) for lang, path in files.items()}
+        self._specific = {
+            lang: read_prompt(PROMPTS / f"specific.{lang}.md", ["question"], ["question"]) for lang in ("zh", "en")
+        }
         self.fingerprint = fingerprint(["judge", llm.model_id, *(sha256_file(p) for p in files.values())])
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """Logits, (n,) float32; above 0 the model leans to "the passage answers the question"."""
-        order = sorted(range(len(pairs)), key=lambda i: (pairs[i][1], pairs[i][0]))  # one passage after the other:
-        answers, _ = self.llm.complete([self._request(*pairs[i]) for i in order], "judge")  # servers reuse its prefix
+        return self.logits([(pair[1], pair[0]) for pair in pairs], [self._request(*pair) for pair in pairs], "judge")
+
+    def specific(self, questions: Sequence[str]) -> np.ndarray:
+        """Logits, (n,) float32; above 0 it leans to "the question names its subject"."""
+        requests = []
+        for question in questions:
+            messages = self._specific[language(question)].messages({"question": question})
+            requests.append(Request(messages, 1, 0, self.llm.config.seed, top_logprobs=ALTERNATIVES))
+        return self.logits([("", q) for q in questions], requests, "specific?")
+
+    def logits(self, keys: Sequence[tuple[str, str]], requests: Sequence[Request], what: str) -> np.ndarray:
+        """The answers' logits, (n,) float32, in the order of `requests`; asked in the order of `keys`, so that servers can
+        reuse what requests have in common.
+
+        Raises:
+            ServerDied: some got no answer. The others are kept.
+        """
+        order = sorted(range(len(keys)), key=lambda i: keys[i])
+        answers, _ = self.llm.complete([requests[i] for i in order], what)
         failed = [a.failure for a in answers if a.failure]
         if failed:
             raise ServerDied(
                 f"{len(failed)} of {len(answers)} judgements got no answer: {failed[0]}; run again: the others are kept"
             )
-        logits = np.zeros(len(pairs), np.float32)
+        logits = np.zeros(len(keys), np.float32)
         logits[order] = [logit(answer) for answer in answers]
         return logits
 

@@ -91,8 +91,16 @@ class LLM:
     def __exit__(self, *error: Any) -> None:
         self._open.__exit__(*error)
 
-    def complete(self, requests: Sequence[Request], what: str = "ask the LLM") -> tuple[list[Answer], Usage]:
+    def complete(
+        self,
+        requests: Sequence[Request],
+        what: str = "ask the LLM",
+        watch: Callable[[int, Answer], str] | None = None,
+    ) -> tuple[list[Answer], Usage]:
         """An answer for each request, in order; one that the server would not give has `failure` set, and is not kept.
+
+        Args:
+            watch: called with the number of a request and its answer when that comes; what it returns stands in the bar.
 
         Raises:
             InputError: the server refuses all requests (HTTP 401, 404, …), or does not exist.
@@ -102,6 +110,7 @@ class LLM:
         keys = [fingerprint([self.model_id, r.body()]) for r in requests]
         found = {key: self._answers.get(key) for key in dict.fromkeys(keys)}
         missing = {k: r for k, r in zip(keys, requests, strict=True) if found[k] is None}
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
         started, tokens, failed = time.monotonic(), 0, 0
         if len(missing) < len(found):
             self._say(f"{len(found) - len(missing):,} of {len(found):,} answers are on disk already")
@@ -119,7 +128,9 @@ class LLM:
                         self._answers.put(key, self.model_id, missing[key].body(), answer)
                     tokens += answer.completion_tokens
                     if missing[key].max_tokens > 1:  # a judge's answer is one token
-                        shown.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
+                        said = f", {watch(first[key], answer)}" if watch else ""
+                        rate = tokens / (time.monotonic() - started)
+                        shown.set_postfix_str(f"{rate:.0f} tokens/s{said}", refresh=False)
                     shown.update()
 
                 self._ask({k: r.body() for k, r in missing.items()}, found, finished, len(missing) == len(found))

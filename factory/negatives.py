@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from factory import choose, evidence, hybrid, retrieve
 from factory.config import Config
 from factory.indexes import BM25Index, DenseIndex, SparseIndex
-from factory.models import Encoder, Reranker, load_reranker
+from factory.models import Encoder, load_reranker
 from factory.records import Dropped, InputError, Pair, Passage
+from factory.rerank import CachedReranker, add_scores
 from factory.review import Review
 from factory.tables import count, everything, row_groups, write_blocks
 from factory.workspace import Outcome, Workspace, write_json
@@ -90,12 +91,9 @@ class Negatives:
         path, total = self.ws.path(SCORES), count(self.ws.path(CANDIDATES))
         scorer = hybrid.Scorer(self.pairs, self.targets, *self._vectors)
         blocks = hybrid.score(everything(self.ws.path(CANDIDATES)), scorer, total)
-        with self._reranker() as reranker:
+        with self.reranker() as reranker:
             if reranker:
-                from factory.rerank import CachedReranker, add_scores
-
-                cached = CachedReranker(reranker, self.ws.path("cache/rerank.sqlite"))
-                blocks = add_scores(blocks, cached, self.config.score, self.config.choose)
+                blocks = add_scores(blocks, reranker, self.config.score, self.config.choose)
             rows = write_blocks(path, blocks)
         counts = {"candidates": rows, "features": len(hybrid.COLUMNS) - 4}
         if self.config.score.reranker:
@@ -211,15 +209,20 @@ class Negatives:
         return encoder.encode([p.query for p in self.pairs], "query").dense, vectors[self._places]
 
     @contextmanager
-    def _reranker(self) -> Iterator[Reranker | None]:
-        c = self.config.score
+    def reranker(self) -> Iterator[CachedReranker | None]:
+        """The configured reranker, whose scores are kept on disk."""
+        c, store = self.config.score, self.ws.path("cache/rerank.sqlite")
         if c.reranker == "llm":
             from factory.judge import LLMJudge
 
             with self._llm("rerank") as llm:
-                yield LLMJudge(llm)
+                yield CachedReranker(LLMJudge(llm), store)
         else:
-            yield load_reranker(c.reranker, c.batch_size, self.config.model.device) if c.reranker else None
+            yield (
+                CachedReranker(load_reranker(c.reranker, c.batch_size, self.config.model.device), store)
+                if c.reranker
+                else None
+            )
 
     def _llm(self, what: str) -> Any:
         from factory.generate import llm_identity

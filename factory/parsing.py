@@ -48,6 +48,16 @@ def readable(text: str) -> bool:
         return False
 
 
+def parse_names(text: str) -> list[str]:
+    """The strings of the first list in an answer, without blanks and repeats; none if there is no list."""
+    from json_repair import repair_json
+
+    value = loads(str(repair_json(text[text.find("{") :] if "{" in text else text)) or "null")
+    lists = [v for v in value.values() if isinstance(v, list)] if isinstance(value, dict) else [value]
+    names = lists[0] if lists and isinstance(lists[0], list) else []
+    return list(dict.fromkeys(n.strip() for n in names if isinstance(n, str) and n.strip()))
+
+
 def _in_json(text: str) -> list[dict[str, str]]:
     from json_repair import repair_json
 

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from factory import documents, export, generate, passages, prompting, quality
+import numpy as np
+
+from factory import documents, export, generate, given, passages, quality
 from factory.config import Config
+from factory.diversity import QUESTIONS, describe
+from factory.judge import LLMJudge
+from factory.llm import LLM
 from factory.models import CachedEncoder, Encoder, load_encoder, model_fingerprint
 from factory.negatives import CANDIDATES, DECISIONS, EVIDENCE, JUDGEMENTS, MODEL, SCORES, Negatives, judges
-from factory.questions import read_questions
-from factory.records import Document, InputError, Pair, Passage, read_records
+from factory.prompt_files import PROMPTS
+from factory.prompting import prompt_file
+from factory.questions import read_questions, read_user_questions
+from factory.records import Document, Dropped, InputError, Pair, Passage, read_records
 from factory.review import Review
 from factory.tables import row_groups
-from factory.workspace import Outcome, Workspace, sha256_file, write_jsonl
+from factory.workspace import Outcome, Workspace, sha256_file, write_json, write_jsonl
 
 DOCUMENTS, PASSAGES, PAIRS, KEPT = "1-documents.jsonl", "2-passages.jsonl", "3-pairs.jsonl", "4-kept.jsonl"
 TRAIN = "train.jsonl"
 
 
 def build(config: Config, out: Path, say: Callable[[str], None]) -> Path:
-    """Documents → train.jsonl, eval/ and report.html in `out`; returns the report's path.
+    """Documents → train.jsonl, eval/, README.md and report.html in `out`; returns the report's path.
 
     Each stage reads the files of those before it and writes its own; it is skipped when neither they,
     nor its part of the configuration, nor its models have changed.
@@ -32,8 +40,12 @@ def build(config: Config, out: Path, say: Callable[[str], None]) -> Path:
     """
     with Workspace(out, config.model_dump(mode="json"), say) as ws:
         Build(config, ws, say).run()
+        from factory.card import materials, write_card
         from factory.report import write_report
 
+        ws.manifest["materials"] = materials(config)
+        ws.save()
+        write_card(out)
         return write_report(out)
 
 
@@ -57,12 +69,12 @@ class Build:
     def run(self) -> None:
         c, stage = self.config, self.ws.stage
         encoder = [c.model, self.model]
-        given = c.input.kind == "pairs"
-        sources = list(documents.sources(c.input))
-        asked = (
-            sources if given else [c.llm.serve, generate.llm_identity(c), c.llm.seed, c.llm.context, self._prompts()]
-        )
-        stage("load", self.load, outputs=[DOCUMENTS], rests_on=[c.input, sources])
+        pairs_alone = c.input.kind == "pairs"
+        sources = list(documents.sources(c.input.path))
+        mixed = list(documents.sources(c.given.path)) if c.given.path else []
+        llm = [c.llm.serve, generate.llm_identity(c), c.llm.seed, c.llm.context]
+        asked = sources if pairs_alone else [llm, self._prompts(), self.real_questions, mixed]
+        stage("load", self.load, outputs=[DOCUMENTS], rests_on=[c.input, sources, mixed])
         stage(
             "split",
             self.split,
@@ -77,12 +89,13 @@ class Build:
             outputs=[PAIRS],
             rests_on=[c.generate, asked, c.seed, bool(self.tests)],
         )
+        judge = self._judge_identity() if quality.needs_llm(c) else None
         stage(
             "filter",
             self.filter,
-            inputs=[PASSAGES, PAIRS],
-            outputs=[KEPT],
-            rests_on=[c.quality, encoder, self.tests_digest],
+            inputs=[PASSAGES, PAIRS, "dropped/generate.jsonl"],
+            outputs=[KEPT, QUESTIONS],
+            rests_on=[c.quality, c.given.share, encoder, self.tests_digest, judge, c.seed, self.real_questions],
         )
         negatives = Negatives(c, self.ws, self._passages, self._kept, lambda: self.encoder, self.say)
         preset = c.choose.preset == "window"  # which is over an index of its own
@@ -130,6 +143,9 @@ class Build:
 
     def load(self) -> Outcome:
         rows, dropped, taken = documents.load_documents(self.config.input)
+        if self.config.given.path:
+            more = given.given_documents(self.config.given.path, rows)
+            rows, taken = [*rows, *more], taken + len(more)
         write_jsonl(self.ws.path(DOCUMENTS), rows)
         counts = {"documents": len(rows), "characters": sum(len(d.text) for d in rows)}
         return Outcome(taken, len(rows), dropped, counts)
@@ -148,11 +164,14 @@ class Build:
     def generate(self) -> Outcome:
         pieces = self._passages
         if self.config.input.kind == "pairs":
-            pairs, dropped = generate.given_pairs(pieces, self.config)
+            pairs, dropped = given.given_pairs(pieces, self.config.input.path)
             counts = {"pairs": len(pairs)}
         else:
-            log = self.ws.path("logs/llm-server.log")
-            pairs, dropped, usage = generate.generate(pieces, self.config, self.ws.path("cache"), log, self.say)
+            with self._llm() as llm:
+                made = generate.generate(pieces, self.config, llm, self.say, self.tests, self.real_questions)
+            pairs, dropped, usage = made.pairs, made.dropped, made.usage
+            if made.askers:
+                write_json(self.ws.path("askers.json"), made.askers)
             asked = len({p.passage_id for p in pairs})
             counts = {
                 "pairs": len(pairs),
@@ -161,9 +180,9 @@ class Build:
                 "answers sent for": usage.sent,
             }
         if not pairs:
-            reasons = sorted({d.reason for d in dropped})
             raise InputError(
-                f"no question was made; reasons: {', '.join(reasons)}",
+                f"no question was made; reasons: {', '.join(sorted({d.reason for d in dropped}))}",
+                where=self._why("generate", dropped),
                 fix="try a larger LLM, or read logs/llm-server.log",
             )
         write_jsonl(self.ws.path(PAIRS), pairs)
@@ -171,14 +190,23 @@ class Build:
 
     def filter(self) -> Outcome:
         pairs = read_records(self.ws.path(PAIRS), Pair)
-        kept, dropped = quality.filter_pairs(pairs, self._passages, self.tests, self.config.quality, self.encoder)
+        judge = LLMJudge(self._llm("-filter")) if quality.needs_llm(self.config) else None
+        with judge.llm if judge else nullcontext():
+            done = quality.filter_pairs(pairs, self._passages, self.tests, self.config, self.encoder, judge, self.say)
+        kept, dropped = done.kept, done.dropped
         if not any(p.split == "train" for p in kept):
             reasons = ", ".join(sorted({d.reason for d in dropped})) or "no pair is in the train split"
             raise InputError(
                 f"no training question is left after the filters ({reasons})",
-                fix="read dropped/filter.jsonl, loosen quality:",
+                where=self._why("filter", dropped),
+                fix="read what went and why, then loosen quality:",
             )
         write_jsonl(self.ws.path(KEPT), kept)
+        not_asked = read_records(self.ws.path("dropped/generate.jsonl"), Dropped)
+        passages_are_targets = self.config.generate.pairing == "question-document"  # whose vectors are on disk already
+        encoder = self.encoder if passages_are_targets else None
+        described = describe(self._passages, pairs, kept, not_asked, self.real_questions, encoder)
+        write_json(self.ws.path(QUESTIONS), {"tests": done.tests, "judge": done.judge} | described)
         counts = {"kept": len(kept)} | {s: sum(p.split == s for p in kept) for s in ("train", "dev", "eval")}
         return Outcome(len(pairs), len(kept), dropped, counts)
 
@@ -192,8 +220,20 @@ class Build:
         review = self.review.holding(self._kept, {t.id: t.text for t in everything})
         kept, gone = export.by_review(self._kept, review)
         left = {p.id for p in kept}
-        pairs = [p for p in negatives.pairs if p.id in left]
-        examples, dropped = export.training_rows(pairs, negatives.targets, decisions, positive, self._fewest())
+
+        def rerank(texts: Sequence[tuple[str, str]]) -> np.ndarray:
+            with negatives.reranker() as reranker:
+                assert reranker is not None
+                return reranker.score(texts)
+
+        examples, dropped = export.training_rows(
+            [p for p in negatives.pairs if p.id in left],
+            negatives.targets,
+            decisions,
+            positive,
+            self._fewest(),
+            rerank if self.config.score.reranker else None,
+        )
         if not examples:
             raise InputError("no training row has a negative", fix="add passages, or raise choose.ceiling")
         dropped += gone
@@ -229,6 +269,22 @@ class Build:
     def _kept(self) -> list[Pair]:
         return read_records(self.ws.path(KEPT), Pair)
 
+    def _why(self, stage: str, dropped: list[Dropped]) -> Path:
+        """Writes what a stage dropped that is about to fail, for the person who reads why."""
+        path = self.ws.path(f"dropped/{stage}.jsonl")
+        write_jsonl(path, dropped)
+        return path
+
+    @cached_property
+    def real_questions(self) -> list[str]:
+        """The user's own questions, shown to the LLM as examples, without those of the test."""
+        path = self.config.generate.examples
+        return read_user_questions(Path(path), self.tests, self.say) if path else []
+
+    def _llm(self, what: str = "") -> LLM:
+        cache, log = self.ws.path("cache/llm.sqlite"), self.ws.path(f"logs/llm-server{what}.log")
+        return LLM(self.config.llm, generate.llm_identity(self.config), cache, log, self.say)
+
     def _fewest(self) -> int:
         """Negatives that a row must have."""
         c = self.config.choose
@@ -243,7 +299,7 @@ class Build:
     def _judge_identity(self) -> Any:
         """What a judgement depends on: the LLM, how much of a passage it reads, the prompts."""
         llm = self.config.llm
-        prompts = [sha256_file(p) for p in sorted(prompting.PROMPTS.glob("judge.*.md"))]
+        prompts = [sha256_file(p) for p in sorted(PROMPTS.glob("judge.*.md"))]
         return [generate.llm_identity(self.config), llm.seed, llm.context, prompts]
 
     def _held_out_sets(self) -> list[str]:
@@ -253,7 +309,5 @@ class Build:
 
     def _prompts(self) -> Any:
         return [
-            sha256_file(p)
-            for p in (prompting.prompt_file(self.config.generate, lang) for lang in ("zh", "en"))
-            if p.is_file()
+            sha256_file(p) for p in (prompt_file(self.config.generate, lang) for lang in ("zh", "en")) if p.is_file()
         ]

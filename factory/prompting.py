@@ -1,98 +1,95 @@
-"""What the LLM is asked: prompt files, their variables, the JSON schema of an answer."""
+"""What the LLM is asked: the variables of the prompts, the JSON schema of an answer, one request for each passage."""
 
 from __future__ import annotations
 
+import random
 import re
-import string
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from factory.config import Config
 from factory.languages import language
 from factory.llm import Request
+from factory.prompt_files import PROMPTS, Prompt, read_prompt
+from factory.question_types import LONG, in_words, schedule
 from factory.records import InputError, Passage
-from factory.settings import GenerateConfig
+from factory.settings_questions import GenerateConfig
 
-PROMPTS = Path(__file__).parent / "prompts"
-# How each kind is asked for; a kind that is not here is handed to the prompt as the user wrote it.
-TYPES = {
-    "zh": {
-        "fact": "问一个具体的数值或事实",
-        "how-to": "问该怎么做",
-        "symptom": "说出看到的现象，问是什么原因",
-        "comparison": "问两样东西有什么区别",
-        "keyword": "只写几个搜索用的关键词",
-        "reason": "问为什么",
-        "colloquial": "用最口语的话问",
-    },
-    "en": {
-        "fact": "asks for a figure or fact",
-        "how-to": "asks what to do",
-        "symptom": "tells what was seen and asks why",
-        "comparison": "asks how two things differ",
-        "keyword": "is only a few search keywords",
-        "reason": "asks why",
-        "colloquial": "is asked in slang",
-    },
-}
+VARIABLES = ("asker", "passage", "context", "before", "after", "count", "types", "style", "examples")
 # Who asks, where `generate.asker` does not say.
 ASKER = {"zh": "要在资料库里查东西的人", "en": "somebody who looks for something in a collection of documents"}
+# How the sentences and blocks that may be empty are put.
+WORDING = {
+    "zh": {
+        "tone": "语气：{}。",
+        "length": "每个问题的长度：{}。",
+        "examples": "真实用户平时这样提问（只学口吻和长短，不要照抄内容）：\n{}",
+        "before": "（上文：……{}）\n",
+        "after": "\n（下文：{}……）",
+    },
+    "en": {
+        "tone": " Tone: {}.",
+        "length": " Length of each question: {}.",
+        "examples": "Real users ask like this (take over their manner and length, not their subjects):\n{}",
+        "before": "(Before it: … {})\n",
+        "after": "\n(After it: {} …)",
+    },
+}
+# Most characters of each field, where the prompt file does not say.
 MAX_CHARACTERS = {
     "zh": {"question": 60, "rephrased": 60, "answer": 40},
     "en": {"question": 240, "rephrased": 240, "answer": 180},
 }
+NEEDED = {
+    "question-document": ("question",),
+    "question-answer": ("question", "answer"),
+    "question-question": ("question", "rephrased"),
+}
 NUMBERING = re.compile(r"^(第?[\d.]+[章节]?|[一二三四五六七八九十]+|[（(][\d一二三四五六七八九十]+[)）])[、.．\s]\s*")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt file: a YAML header between `---` lines, then `## system` and `## user` with ${variables}."""
-
-    system: string.Template
-    user: string.Template
-
-    def messages(self, variables: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-        return (("system", self.system.safe_substitute(variables)), ("user", self.user.safe_substitute(variables)))
-
-
-def read_prompt(path: Path) -> Prompt:
-    """Raises InputError when the file is missing or has no `## system` / `## user` part."""
-    if not path.is_file():
-        raise InputError("no such prompt file", where=path)
-    text = path.read_text(encoding="utf-8-sig")
-    if text.startswith("---\n"):
-        header, _, text = text[4:].partition("\n---\n")
-        try:
-            yaml.safe_load(header)
-        except yaml.YAMLError as e:
-            raise InputError(f"the header is not valid YAML: {e}", where=path) from e
-    before, mark, user = text.partition("## user\n")
-    _, mark2, system = before.partition("## system\n")
-    if not mark or not mark2:
-        raise InputError("expected a part '## system' and a part '## user'", where=path, fix=f"copy one from {PROMPTS}")
-    if "${passage}" not in user and "${passage}" not in system:
-        raise InputError("the prompt never names ${passage}", where=path)
-    return Prompt(string.Template(system.strip()), string.Template(user.strip()))
+OTHERS_AFTER = 64  # passages that are shown the same examples: servers reuse a prefix that many requests share
 
 
 def prompt_file(config: GenerateConfig, lang: str) -> Path:
-    if config.prompt:
+    if isinstance(config.prompt, str):
         return Path(config.prompt)
+    if config.prompt and lang in config.prompt:
+        return Path(config.prompt[lang])  # type: ignore[index]
     family = "question-question" if config.pairing == "question-question" else "question-document"
     return PROMPTS / f"{family}.{lang}.md"
 
 
-def schema(config: GenerateConfig, lang: str) -> dict[str, Any]:
-    """The JSON schema of one answer: `questions_per_passage` items."""
+def prompt_for(config: GenerateConfig, lang: str) -> Prompt:
+    """The prompt for passages in a language.
+
+    Raises:
+        InputError: the file is at fault, is for the other language, or its fields are not what the pairing needs.
+    """
+    path = prompt_file(config, lang)
+    prompt = read_prompt(path, VARIABLES)
+    if prompt.header.language not in (None, lang):
+        raise InputError(
+            f"the prompt is for passages in {prompt.header.language}, and there are some in {lang}",
+            where=path,
+            fix="generate.prompt: {zh: FILE, en: FILE}; or take `language` out of its header",
+        )
+    if prompt.header.fields:
+        for name in NEEDED[config.pairing]:
+            if name not in prompt.header.fields:
+                raise InputError(f"generate.pairing {config.pairing} needs the field {name!r}", where=path)
+    return prompt
+
+
+def schema(config: GenerateConfig, lang: str, prompt: Prompt, types: Sequence[str]) -> dict[str, Any]:
+    """The JSON schema of one answer: `questions_per_passage` items with the prompt's fields."""
     fields = ["question", "rephrased", "answer"] if config.pairing == "question-question" else ["question", "answer"]
+    most: dict[str, int] = dict(prompt.header.fields) or {f: MAX_CHARACTERS[lang][f] for f in fields}  # type: ignore[arg-type]
+    room = {f: 2 * n if LONG in types and f != "answer" else n for f, n in most.items()}
     item = {
         "type": "object",
         # the limits keep a small model from repeating itself until max_tokens
-        "properties": {f: {"type": "string", "minLength": 1, "maxLength": MAX_CHARACTERS[lang][f]} for f in fields},
-        "required": fields,
+        "properties": {f: {"type": "string", "minLength": 1, "maxLength": n} for f, n in room.items()},
+        "required": list(most),
         "additionalProperties": False,
     }
     count = config.questions_per_passage
@@ -100,61 +97,93 @@ def schema(config: GenerateConfig, lang: str) -> dict[str, Any]:
     return {"type": "object", "properties": {"items": items}, "required": ["items"], "additionalProperties": False}
 
 
-def requests_for(passages: list[Passage], config: Config) -> list[Request]:
+def requests_for(
+    asked: Sequence[Passage],
+    config: Config,
+    *,
+    corpus: Sequence[Passage] = (),
+    askers: Mapping[str, Sequence[str]] | None = None,
+    examples: Sequence[str] = (),
+) -> list[Request]:
+    """One request for each passage.
+
+    Args:
+        corpus: all passages in their documents' order, for `generate.neighbours`.
+        askers: by language, who asks, in turn; examples: the users' own questions, some of which are shown.
+    """
     prompts: dict[str, Prompt] = {}
+    turns = schedule(config.generate, len(asked))
+    around = neighbours(corpus, config.generate.neighbours)
     requests = []
-    for number, passage in enumerate(passages):
+    for number, passage in enumerate(asked):
         lang = language(passage.text)
-        prompt = prompts.setdefault(lang, read_prompt(prompt_file(config.generate, lang)))
+        if lang not in prompts:
+            prompts[lang] = prompt_for(config.generate, lang)
+        before, after = around.get(passage.id, ("", ""))
+        words = {"before": before, "after": after, "examples": shown(examples, lang, number, config)}
+        words |= {"tone": config.generate.tone, "length": config.generate.length}
+        put = {name: WORDING[lang][name].format(text) if text else "" for name, text in words.items()}
         variables = {
-            "passage": crop(passage, config),
+            "passage": crop(passage, config, len(before + after)),
             "context": context_of(passage),
             "count": config.generate.questions_per_passage,
-            "asker": config.generate.asker or ASKER[lang],
-            "types": in_turn(types_of(number, config.generate), lang),
+            "asker": asker_of(number, lang, config, askers or {}),
+            "types": in_words(turns[number], lang),
+            "style": put.pop("tone") + put.pop("length"),
+            **put,
         }
         requests.append(
             Request(
-                messages=prompt.messages(variables),
+                messages=prompts[lang].messages(variables),
                 max_tokens=config.generate.max_tokens,
                 temperature=config.generate.temperature,
                 seed=config.llm.seed,
-                schema=schema(config.generate, lang),
+                schema=schema(config.generate, lang, prompts[lang], turns[number]),
             )
         )
     return requests
 
 
-def crop(passage: Passage, config: Config) -> str:
+def asker_of(number: int, lang: str, config: Config, askers: Mapping[str, Sequence[str]]) -> str:
+    """Who asks about the passage with this number."""
+    own = config.generate.asker
+    everybody = [*([own] if isinstance(own, str) else own), *askers.get(lang, ())]
+    named = [a for a in everybody if a.strip()]
+    return named[number % len(named)] if named else ASKER[lang]
+
+
+def shown(examples: Sequence[str], lang: str, number: int, config: Config) -> str:
+    """The examples for the passage with this number, one a line: drawn anew after each `OTHERS_AFTER` passages."""
+    here = [e for e in examples if language(e) == lang] or list(examples)
+    draw = random.Random(f"{config.seed}:examples:{number // OTHERS_AFTER}")
+    return "\n".join(f"- {e}" for e in draw.sample(here, min(config.generate.examples_shown, len(here))))
+
+
+def neighbours(corpus: Sequence[Passage], characters: int) -> dict[str, tuple[str, str]]:
+    """By passage id the end of the passage before it in its document and the beginning of the one after it, on one line."""
+    if not characters:
+        return {}
+    found: dict[str, tuple[str, str]] = {}
+    for i, passage in enumerate(corpus):
+        sides = [corpus[j] if 0 <= j < len(corpus) else None for j in (i - 1, i + 1)]
+        before, after = (s.text if s and s.document_id == passage.document_id else "" for s in sides)
+        found[passage.id] = (" ".join(before[-characters:].split()), " ".join(after[:characters].split()))
+    return found
+
+
+def crop(passage: Passage, config: Config, beside: int = 0) -> str:
     """The passage, or as much of its beginning as fits `llm.context` beside the prompt and the answer.
 
-    The LLM's tokens are taken for the training model's, with a fifth to spare; the prompts take about 300.
+    The LLM's tokens are taken for the training model's, with a fifth to spare; the prompts take about 300, and each
+    character `beside` them one.
     """
-    room = int(0.8 * (config.llm.context - config.generate.max_tokens - 300))
+    room = max(16, int(0.8 * (config.llm.context - config.generate.max_tokens - 300 - beside)))
     if passage.tokens <= room:
         return passage.text
     return passage.text[: max(1, len(passage.text) * room // passage.tokens)]
-
-
-def in_turn(types: list[str], lang: str) -> str:
-    """The kinds as a sentence: `第1个问该怎么做，第2个…`, `number 1 asks what to do, number 2 …`."""
-    asked = [TYPES[lang].get(kind, kind) for kind in types]
-    if lang == "zh":
-        return "，".join(f"第{i}个{kind}" for i, kind in enumerate(asked, 1))
-    return ", ".join(f"number {i} {kind}" for i, kind in enumerate(asked, 1))
 
 
 def context_of(passage: Passage) -> str:
     """Title and heading path without their numbering, which small models copy into questions."""
     parts = [NUMBERING.sub("", part) for part in (passage.title, *passage.headings)]
     return " > ".join(dict.fromkeys(filter(None, parts))) or passage.source
-
-
-def types_of(number: int, config: GenerateConfig) -> list[str]:
-    """The kinds asked of the passage with this number: the list goes round, so that each kind gets its share."""
-    start = number * config.questions_per_passage
-    return (
-        [config.types[(start + i) % len(config.types)] for i in range(config.questions_per_passage)]
-        if config.types
-        else []
-    )

@@ -1,110 +1,150 @@
-"""Stage 4, filter: pairs → kept, or dropped with a reason. Cheap rules first, the round trip last."""
+"""Stage 4, filter: pairs → kept, or dropped with a reason. Tests in order of cost: rules, repeats, round trip, judge, shares."""
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
-from difflib import SequenceMatcher
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from factory.languages import language, squeeze
+from factory.config import Config
+from factory.judge import LLMJudge
 from factory.models import Encoder
+from factory.question_judge import judge_questions, nearest_others
+from factory.question_repeats import repeated
+from factory.question_rules import rule_broken
+from factory.question_types import difficulty
 from factory.questions import Question
 from factory.records import Dropped, Pair, Passage
 from factory.retrieve import rank_of_target, targets_of
-from factory.settings import QualityConfig
-
-# Words that point at a text which the asker of a real search has never seen.
-DANGLING = {
-    "zh": re.compile(
-        r"本文|本研究|本章|本节|本段|本手册|本规程|本案例|上文|上述|前述|下文|下述|该文|文中|文章|这段|此段|这篇|此文|"
-        r"资料中|材料中|资料里|资料提|段落|(根据|依据|按照)(资料|材料|文本|原文|描述|以上|所给)|提到的|所述|(手册|规程|指南|指导书|报告|书)(中|里|上)?(指出|提到|说|写|规定|给出)|该(方法|研究|案例|章节|部分|表格)|下表|上表|如图"
-    ),
-    "en": re.compile(
-        r"\b(this|that|above|following|given|provided) (paper|study|section|report|material|chapter|table|figure)s?\b"
-        r"|\b(this|the|that|above|following|given|provided) (article|passage|text|document|paragraph|excerpt|author)s?\b"
-        r"|\b(mentioned|described|stated|discussed|listed|outlined|given) (above|below|here|in the)\b|\baccording to (it|this|the above)\b",
-        re.I,
-    ),
-}
-# Characters, without spaces, from which a piece in common is a clause and no longer a term.
-LONG_RUN = {"zh": 10, "en": 30}
+from factory.settings_questions import Difficulty
 
 
-def rule_broken(pair: Pair, passage: Passage, config: QualityConfig) -> tuple[str, str] | None:
-    """(reason, detail) of the first rule that the question breaks; None if it keeps them all."""
-    from rapidfuzz import fuzz
-
-    query = pair.query
-    lang = language(passage.text)
-    if not config.min_characters <= len(query) <= config.max_characters:
-        return "length", f"{len(query)} characters, expected {config.min_characters} to {config.max_characters}"
-    if language(query) != lang:
-        return "wrong-language", f"{language(query)}, expected {lang}"
-    if found := DANGLING[lang].search(query):
-        return "dangling-reference", found.group(0)
-    # Longest aligned window of the passage, character by character: 100 means the question stands in it word for word.
-    copied = fuzz.partial_ratio(squeeze(query).rstrip("?？"), squeeze(passage.text)) / 100
-    if len(squeeze(query)) <= len(squeeze(passage.text)) and copied > config.max_copy:
-        return "copied", f"partial_ratio {copied:.2f}, at most {config.max_copy}"
-    run = longest_run(squeeze(query), squeeze(passage.text))
-    if len(run) >= LONG_RUN[lang] and len(run) > config.max_run * len(squeeze(query)):
-        return "copied", f"{len(run)} of {len(squeeze(query))} characters in one piece: {run[:60]}"
-    return None
+def uses_judge(config: Config) -> bool:
+    """Whether the LLM judges questions."""
+    q = config.quality
+    if config.input.kind == "pairs":
+        return False
+    return q.judge == "on" or (q.judge == "auto" and config.llm.serve in ("vllm", "endpoint"))
 
 
-def longest_run(query: str, passage: str) -> str:
-    """The longest piece of the query that stands in the passage as it is."""
-    match = SequenceMatcher(None, query, passage, autojunk=False).find_longest_match()
-    return query[match.a : match.a + match.size]
+def needs_llm(config: Config) -> bool:
+    return uses_judge(config) or (config.quality.unreachable == "judge" and config.input.kind != "pairs")
+
+
+@dataclass
+class Filtered:
+    """`tests`: for each test how many questions it saw and what it dropped, in order; `judge`: its errors on controls."""
+
+    kept: list[Pair] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+    tests: list[dict[str, Any]] = field(default_factory=list)
+    judge: dict[str, Any] = field(default_factory=dict)
 
 
 def filter_pairs(
-    pairs: list[Pair], passages: list[Passage], tests: list[Question], config: QualityConfig, encoder: Encoder
-) -> tuple[list[Pair], list[Dropped]]:
-    """Pairs that keep every rule, and the others with reason and detail.
+    pairs: Sequence[Pair],
+    passages: Sequence[Passage],
+    tests: Sequence[Question],
+    config: Config,
+    encoder: Encoder,
+    judge: LLMJudge | None = None,
+    say: Callable[[str], None] = print,
+) -> Filtered:
+    """Pairs that pass every test, and the others with reason and detail.
 
-    Given pairs are judged by language-neutral rules alone (duplicates): the user wrote them.
-    Held-out questions are looked at first, so that a training question equal to one of them is the one that goes.
+    Given pairs are tested for repeats alone, and drawn from to keep `given.share`: the user wrote them.
+
+    Args:
+        judge: needed where `needs_llm`.
     """
+    q = config.quality
+    result = Filtered()
+    broken: dict[str, tuple[str, str]] = {}
+    left = list(pairs)
+
+    def test(name: str, found: dict[str, tuple[str, str]]) -> None:
+        nonlocal left
+        result.tests.append({"test": name, "asked": len(left), "dropped": dict(Counter(r for r, _ in found.values()))})
+        broken.update(found)
+        left = [p for p in left if p.id not in broken]
+
     by_id = {p.id: p for p in passages}
-    dropped: dict[str, Dropped] = {}
-    test_queries = {squeeze(q.query) for q in tests}
-    seen: dict[str, str] = {}
-    on_passage: dict[str, list[str]] = defaultdict(list)
-    survivors: list[Pair] = []
-    for pair in sorted(pairs, key=lambda p: p.split == "train"):
-        broken = rule_broken(pair, by_id[pair.passage_id], config) if pair.origin == "generated" else None
-        broken = broken or _repeats(pair, test_queries, seen, on_passage, config)
-        if broken:
-            dropped[pair.id] = Dropped(stage="filter", id=pair.id, reason=broken[0], detail=broken[1], text=pair.query)
-        else:
-            seen[squeeze(pair.query)] = pair.id
-            on_passage[pair.passage_id].append(squeeze(pair.query))
-            survivors.append(pair)
-    generated = [p for p in survivors if p.origin == "generated"]
-    if config.round_trip_k and generated:
-        targets = targets_of(passages, pairs)
-        queries = encoder.encode([p.query for p in generated], "query").dense
+    ruled = {p.id: rule_broken(p, by_id[p.passage_id], q) for p in left if p.origin == "generated"}
+    test("rules", {i: why for i, why in ruled.items() if why})
+    test("repeats", repeated(left, [t.query for t in tests], q))
+
+    generated = [p for p in left if p.origin == "generated"]
+    if generated and (q.round_trip_k or judge or q.at_most):
+        targets = targets_of(list(passages), list(pairs))
         vectors = encoder.encode([t.text for t in targets], "passage").dense
+        queries = encoder.encode([p.query for p in generated], "query").dense
         ranks = rank_of_target(generated, targets, queries, vectors)
-        for pair, rank in zip(generated, ranks, strict=True):
-            if rank > config.round_trip_k:
-                detail = f"its own passage ranks {rank}, expected at most {config.round_trip_k}"
-                dropped[pair.id] = Dropped(
-                    stage="filter", id=pair.id, reason="round-trip", detail=detail, text=pair.query
-                )
-    return [p for p in pairs if p.id not in dropped], [dropped[p.id] for p in pairs if p.id in dropped]
+        rank_of = {p.id: rank for p, rank in zip(generated, ranks, strict=True)}
+        left = [p.model_copy(update={"rank": rank_of.get(p.id)}) for p in left]
+        far = {
+            p.id: ("round-trip", f"its own passage ranks {rank_of[p.id]}, expected at most {q.round_trip_k}")
+            for p in generated
+            if q.round_trip_k and rank_of[p.id] > q.round_trip_k
+        }
+        if q.unreachable == "drop" or not judge:
+            test("round trip", far)
+        if judge:
+            nearest = nearest_others(targets, {p.id: v for p, v in zip(generated, queries, strict=True)}, vectors)
+            known = [p for p in left if p.id in rank_of and p.id not in far]
+            asked = [p for p in left if p.id in rank_of and (uses_judge(config) or p.id in far)]
+            said = judge_questions(
+                asked, known, targets, nearest, judge, q, config.seed, say, answered_only=not uses_judge(config)
+            )
+            if not said.controls["answerable"].usable:
+                said.broken = far | said.broken
+            test("judge", said.broken)
+            left = [p.model_copy(update={"also": said.also.get(p.id, ())}) for p in left]
+            result.judge = {task: error.model_dump() for task, error in said.controls.items()}
+    if q.at_most:
+        test("difficulty", too_many(left, q.at_most, config.seed))
+    if config.given.path:
+        test("share of given pairs", beyond_share(left, config.given.share, config.seed))
+    kept = {p.id: p for p in left}
+    result.kept = [kept[p.id] for p in pairs if p.id in kept]
+    result.dropped = [
+        Dropped(stage="filter", id=p.id, reason=broken[p.id][0], detail=broken[p.id][1], text=p.query)
+        for p in pairs
+        if p.id in broken
+    ]
+    return result
 
 
-def _repeats(
-    pair: Pair, tests: set[str], seen: dict[str, str], on_passage: dict[str, list[str]], config: QualityConfig
-) -> tuple[str, str] | None:
-    from rapidfuzz import fuzz
+def too_many(pairs: Sequence[Pair], at_most: Mapping[Difficulty, float], seed: int) -> dict[str, tuple[str, str]]:
+    """Training questions that go, drawn at random, so that no difficulty has more than its share of those that are left.
 
-    query = squeeze(pair.query)
-    if query in tests:
-        return "equals-a-test-question", ""
-    if query in seen:
-        return "duplicate-question", f"the same as {seen[query]}"
-    close = [other for other in on_passage[pair.passage_id] if fuzz.ratio(query, other) / 100 >= config.duplicate]
-    return ("duplicate-question", f"nearly {close[0][:60]!r}") if close else None
+    A difficulty without a limit is never drawn from.
+    """
+    draw = random.Random(f"{seed}:difficulty")
+    of: dict[Difficulty, list[Pair]] = {"easy": [], "medium": [], "hard": []}
+    for pair in pairs:
+        if pair.split == "train" and (level := difficulty(pair.rank)):
+            of[level].append(pair)
+    room = {level: float(len(group)) for level, group in of.items()}
+    for _ in range(100):  # taking from one raises the others' shares: until nothing moves
+        before = dict(room)
+        for level, share in at_most.items():
+            others = sum(n for other, n in room.items() if other != level)
+            room[level] = min(room[level], others * share / (1 - share) if share < 1 else room[level])
+        if room == before:
+            break
+    found = {}
+    for level, group in of.items():
+        for pair in draw.sample(group, len(group) - int(room[level])):
+            found[pair.id] = (f"too-many-{level}", f"quality.at_most {level}: {at_most[level]}; rank {pair.rank}")
+    return found
+
+
+def beyond_share(pairs: Sequence[Pair], share: float, seed: int) -> dict[str, tuple[str, str]]:
+    """Given training pairs that go, drawn at random, so that they make up at most `share` of the training questions."""
+    given = [p for p in pairs if p.split == "train" and p.origin == "given"]
+    others = sum(p.split == "train" and p.origin == "generated" for p in pairs)
+    room = len(given) if share == 1 else int(others * share / (1 - share))
+    over = random.Random(f"{seed}:given").sample(given, max(0, len(given) - room))
+    return {p.id: ("over-given-share", f"given.share {share}") for p in over}

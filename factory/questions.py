@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import Field
 
+from factory.documents import decode_file, read_table
 from factory.languages import squeeze
 from factory.records import Document, InputError, Passage, Record, Text, parse, read_lines
+
+QUERY_COLUMNS = ("query", "question", "text")
 
 
 class Answer(Record):
@@ -35,6 +39,36 @@ def read_questions(path: Path) -> list[Question]:
     if not questions:
         raise InputError("holds no question", where=path)
     return list(questions.values())
+
+
+def read_user_questions(path: Path, tests: list[Question], say: Callable[[str], None]) -> list[str]:
+    """Questions that users asked, each once, without those that are test questions: .txt with one a line, or .csv, .tsv,
+    .jsonl with a column query, question or text.
+
+    Raises:
+        InputError: no such file, of another type, undecodable, broken, or with no question in it.
+    """
+    if not path.is_file():
+        raise InputError(
+            "no such file", where=path, fix="generate.examples: questions that your users asked, one a line"
+        )
+    if path.suffix.lower() == ".txt":
+        found = [line.strip() for line in decode_file(path).splitlines()]
+    else:
+        rows = [row for _, row in read_table(path)]
+        found = [next((str(row[c]).strip() for c in QUERY_COLUMNS if row.get(c)), "") for row in rows]
+    distinct = {squeeze(q): q for q in reversed(found) if squeeze(q)}
+    if not distinct:
+        raise InputError(
+            "holds no question", where=path, fix=f"one a line in a .txt, or a column {' or '.join(QUERY_COLUMNS)}"
+        )
+    held = {squeeze(q.query) for q in tests}
+    if both := held & distinct.keys():
+        say(f"{len(both):,} of the questions in {path.name} are test questions: they are not shown to the LLM")
+    left = [q for key, q in reversed(distinct.items()) if key not in held]
+    if not left:
+        raise InputError("every question in it is a test question", where=path, fix="give others, or split them in two")
+    return left
 
 
 def _names(source: str, answer: Answer) -> bool:

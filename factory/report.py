@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from factory.diversity import QUESTIONS
 from factory.modelfiles import read_json
 from factory.records import InputError, read_lines
+from factory.report_questions import questions_section
 from factory.workspace import atomic_text
 
 SAMPLES = 20  # training rows shown
@@ -32,8 +34,8 @@ STEPS = (
 def write_report(run_folder: Path) -> Path:
     """Write `report.html` in a run's folder from what lies there; a part that is missing is named in the page.
 
-    It reads run.json, dropped/*.jsonl, train.jsonl, evaluation.json and what was learnt of false negatives. The same
-    files give the same bytes.
+    It reads run.json, dropped/*.jsonl, questions.json, train.jsonl, evaluation.json and what was learnt of false
+    negatives. The same files give the same bytes.
 
     Raises:
         InputError: no such folder, or one of these files is not valid JSON.
@@ -62,6 +64,7 @@ def write_report(run_folder: Path) -> Path:
         funnel=_funnel(stages),
         chosen=_chosen(stages.get("choose", {}).get("counts", {})),
         dropped=_dropped(run_folder / "dropped", stages),
+        questions=questions_section(_json(run_folder / QUESTIONS)),
         samples=samples,
         histogram=_histogram(lengths),
         evaluation=_evaluation(_json(run_folder / "evaluation.json")),

@@ -72,8 +72,8 @@ def rank_of_target(
 class Exclusions:
     """What must never be a candidate for a question: its positive and what is known to answer it as well.
 
-    That is: the positive's duplicates, a target that overlaps it in the same document, and the positives (with their
-    duplicates) of other pairs with the same question, or with the same answer on the same passage.
+    That is: the positive's duplicates, a target that overlaps it in the same document, what `Pair.also` names, and the
+    positives of other pairs with the same question, or with the same answer on the same passage; all with their duplicates.
     """
 
     def __init__(self, pairs: Sequence[Pair], targets: Sequence[Target]):
@@ -93,6 +93,7 @@ class Exclusions:
         self.kin: list[np.ndarray] = []  # further groups that answer the question, mostly none
         for pair, code in zip(pairs, own, strict=True):
             groups = set().union(*(together[key] for key in _kinship(pair))) - {int(code)}
+            groups |= {int(self.group[by_id[i]]) for i in pair.also if i in by_id}
             self.kin.append(np.array(sorted(groups), np.int64))
         sizes = np.bincount(self.group, minlength=len(codes))
         hidden = [sizes[c] + sizes[k].sum() for c, k in zip(own, self.kin, strict=True)]

@@ -13,6 +13,7 @@ from factory.records import InputError, problem
 
 Recipe = Literal["base", "m3-unified", "matryoshka", "reranker"]
 Pooling = Literal["cls", "mean", "last_token"]  # the choices of FlagEmbedding's sentence_pooling_method
+Tracker = Literal["tensorboard", "wandb", "mlflow", "swanlab"]
 
 
 class Frozen(BaseModel):
@@ -61,7 +62,8 @@ class LaunchConfig(Frozen):
     Defaults: temperature, group size and seed are FlagEmbedding's own
     (abc/finetune/embedder/AbsArguments.py); the learning rate is the one of its embedder examples;
     lengths are in tokens of the model's tokenizer and fit questions and passages of about 200 words.
-    `dev` is an eval set in BEIR layout; base and tuned model are scored on it at the end.
+    `dev` is an eval set in BEIR layout; base and tuned model are scored on it at the end. `trackers`: where the curves go
+    beside the console, tensorboard by default where it is installed; all of them write into the output folder.
     """
 
     recipe: Recipe = "base"
@@ -83,6 +85,7 @@ class LaunchConfig(Frozen):
     temperature: float = Field(default=0.02, gt=0)
     matryoshka_dims: tuple[int, ...] | None = None
     seed: int = Field(default=42, ge=0)
+    trackers: tuple[Tracker, ...] | None = None
     arguments: dict[str, Any] = {}
 
     @field_validator("matryoshka_dims")

@@ -128,7 +128,7 @@ def _recipe_rows(draft: Draft) -> list[dict[str, tuple[str, ...]]]:
             world_size=size,
             precision="fp32",
             fully_scored=scored,
-            tensorboard=scored,
+            trackers=("tensorboard",) if scored else (),
             names=draft.names,
         )
         found.append({a.name: a.words for a in recipe_arguments(config, at, updates)})

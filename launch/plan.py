@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shlex
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from factory.errors import InputError
+from launch import trackers
 from launch.base_model import overrides, stored_pooling
 from launch.batch import BatchFacts, batch_facts
 from launch.config import Frozen, Gpu, Hardware, LaunchConfig, deepspeed_file, load_config
@@ -139,12 +139,13 @@ def make_plan(config: LaunchConfig, machine: Machine, contract: Contract) -> Lau
         world_size=world_size,
         precision=precision,
         fully_scored=data.fully_scored,
-        tensorboard=importlib.util.find_spec("tensorboard") is not None,
+        trackers=config.trackers if config.trackers is not None else trackers.default(),
         names=contract.names,
     )
     batch, bad_numbers = _batch(config, data, world_size)
     problems += bad_numbers
     arguments = recipe_arguments(config, situation, batch.updates)
+    reported = next((a.words for a in arguments if a.name == "report_to"), ())
     words = [w for a in arguments for w in (f"--{a.name}", *a.words)]
     for said in refusal(contract, words):
         problems.append(error("argument.value", f"the installed trainer does not take the arguments: {said}"))
@@ -154,7 +155,7 @@ def make_plan(config: LaunchConfig, machine: Machine, contract: Contract) -> Lau
     return LaunchPlan(
         recipe=config.recipe,
         argv=tuple(argv),
-        env=_env(device, machine.cores, per_node) | extra.env,
+        env=_env(device, machine.cores, per_node) | trackers.environment(reported, config.output) | extra.env,
         workdir=Path.cwd(),
         arguments=tuple(arguments),
         batch=batch,

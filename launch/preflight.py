@@ -10,6 +10,7 @@ from launch.checks_recipes import matryoshka, reranker
 from launch.checks_text import truncation
 from launch.plan import LaunchPlan
 from launch.problems import Problem
+from launch.trackers import tracker_packages
 
 CHECKS = (
     data,
@@ -25,6 +26,7 @@ CHECKS = (
     reranker,
     matryoshka,
     hardware,
+    tracker_packages,
     ports,
     disk,
     deepspeed,

@@ -48,7 +48,7 @@ class Situation(Frozen):
     world_size: int
     precision: Precision
     fully_scored: bool
-    tensorboard: bool
+    trackers: tuple[str, ...]
     names: frozenset[str]
 
 
@@ -175,7 +175,7 @@ def _logging(at: Situation, updates: int) -> list[Row]:
     every = 1 if updates <= LOGGED_EACH_STEP else 10
     rows: list[Row] = [
         ("logging_steps", every, f"{updates} updates in all"),
-        ("report_to", "tensorboard" if at.tensorboard else "none", "curves as local files, nothing leaves the machine"),
+        ("report_to", list(at.trackers) or "none", "curves as local files, nothing leaves the machine"),
     ]
     if updates < SHORT_RUN:
         reason = f"under {SHORT_RUN} updates: only the final model, which is saved in any case"

@@ -208,11 +208,25 @@ def test_teacher_scores_are_the_rerankers_raw_logits_in_the_order_of_the_texts()
         scores = scores.set_column(scores.column_names.index(name), name, pa.array(values))
     logit = {(r["pair_id"], r["target_answer"]): r["rerank_score"] for r in scores.to_pylist()}
     table = pa.concat_tables(choose([scores], Chooser(pairs, targets, ChooseConfig(negatives=3), 1), len(scores)))
-    examples, _ = training_rows(pairs, targets, table.to_pylist(), {p.id: 99.0 for p in pairs})
-    assert len(examples) == 5
+    decisions, asked = table.to_pylist(), []
+    filled = next(row for row in decisions if row["decision"] == "negative")
+    filled["rerank_score"] = None  # as that of a negative which the reranker has not read
+
+    def rerank(texts):
+        asked.extend(texts)
+        return np.full(len(texts), -7, np.float32)
+
+    known = {p.id: 99.0 for p in pairs[1:]}
+    examples, _ = training_rows(pairs, targets, decisions, known, rerank=rerank)
+    text = {t.id: t.text for t in targets}
+    missing = (filled["pair_id"], text[filled["candidate_id"]])
+    assert len(examples) == 5 and len(asked) == 2
     for example in examples:
-        assert example.pos_scores == [99.0]
-        assert example.neg_scores == [logit[example.id, n] for n in example.neg]
+        assert example.pos_scores == [known.get(example.id, -7)]
+        expected = [-7 if (example.id, n) == missing else logit[example.id, n] for n in example.neg]
+        assert example.neg_scores == expected
+    without, _ = training_rows(pairs, targets, decisions, known)
+    assert {e.pos_scores for e in without} == {None}
 
 
 def test_with_a_reranker_nothing_that_it_did_not_read_is_drawn():

@@ -6,10 +6,12 @@ import pytest
 
 from factory.answers import Answer
 from factory.config import Config
-from factory.generate import draw_evenly, generate, given_pairs, pairs_of, to_ask
+from factory.generate import draw_evenly, generate, llm_identity, pairs_of, to_ask
+from factory.given import given_pairs
 from factory.languages import language
-from factory.prompting import PROMPTS, read_prompt, requests_for
-from factory.records import InputError, Passage
+from factory.llm import LLM
+from factory.prompting import requests_for
+from factory.records import Passage
 
 
 def config(**parts) -> Config:
@@ -34,7 +36,7 @@ ITEM = {"question": "焊条要烤多久？", "answer": "两小时"}
     "text", ["", "对不起，我不能回答。", "{}", '{"items": []}', '{"items": "焊条"}', '{"items": [{"q": 1}]}']
 )
 def test_an_answer_without_a_question_is_kept_with_its_text(text):
-    pairs, dropped = pairs_of(passage("p"), 0, answer(text), config())
+    pairs, dropped = pairs_of(passage("p"), [], answer(text), config())
     assert not pairs
     assert (dropped[0].reason, dropped[0].text) == ("unparsable", text)
 
@@ -54,13 +56,13 @@ def test_an_answer_without_a_question_is_kept_with_its_text(text):
 )
 def test_each_pairing_trains_on_what_it_says(pairing, item, query, target):
     chosen = config(generate={"pairing": pairing})
-    (pair,), _ = pairs_of(passage("p"), 0, answer(json.dumps({"items": [item]})), chosen)
+    (pair,), _ = pairs_of(passage("p"), [], answer(json.dumps({"items": [item]})), chosen)
     assert (pair.query, pair.target_text) == (query, target)
 
 
 def test_an_item_without_what_its_pairing_needs_is_dropped():
     pairs, dropped = pairs_of(
-        passage("p"), 0, answer('{"items": [{"question": "q?"}]}'), config(generate={"pairing": "question-answer"})
+        passage("p"), [], answer('{"items": [{"question": "q?"}]}'), config(generate={"pairing": "question-answer"})
     )
     assert not pairs and dropped[0].reason == "incomplete"
 
@@ -87,27 +89,6 @@ def test_a_passage_that_would_not_fit_the_llm_is_asked_about_by_its_beginning():
     assert 300 < request.messages[1][1].count("焊") < 1024 - 200
 
 
-def test_every_prompt_of_the_package_can_be_read_and_names_its_variables():
-    files = sorted(PROMPTS.glob("question-*.md"))
-    assert len(files) == 4
-    for file in files:
-        system, user = read_prompt(file).messages(
-            {"asker": "A!", "passage": "P!", "context": "C!", "count": 3, "types": "T!"}
-        )
-        assert "A!" in system[1]
-        assert all(v in user[1] for v in ("P!", "C!", "3", "T!"))
-        assert "${" not in system[1] + user[1]
-
-
-def test_a_users_prompt_without_its_parts_is_an_error(tmp_path):
-    (tmp_path / "p.md").write_text("ask something about ${passage}")
-    with pytest.raises(InputError, match="## system"):
-        read_prompt(tmp_path / "p.md")
-    (tmp_path / "p.md").write_text("## system\nx\n## user\nno passage here\n")
-    with pytest.raises(InputError, match="never names"):
-        read_prompt(tmp_path / "p.md")
-
-
 def test_copies_and_leaks_are_not_asked_about_and_are_counted():
     passages = [
         passage("a"), passage("b", group="a"), passage("c", split="eval"), passage("d", group="c"), passage("e", text="别的"),
@@ -132,8 +113,7 @@ def test_given_pairs_keep_their_split_and_bad_rows_are_dropped_by_number(tmp_pat
         "query,text\n怎么烘焊条？,焊条在350℃烘干两小时。\n,焊条在350℃烘干两小时。\n什么？,别处的话\n",
         encoding="gb18030",
     )
-    chosen = config(input={"path": str(tmp_path), "kind": "pairs"})
-    pairs, dropped = given_pairs([passage("p", split="eval")], chosen)
+    pairs, dropped = given_pairs([passage("p", split="eval")], str(tmp_path))
     assert [(p.query, p.split, p.origin) for p in pairs] == [("怎么烘焊条？", "eval", "given")]
     assert {d.id: d.reason for d in dropped} == {"pairs.csv#3": "no-query", "pairs.csv#4": "no-passage"}
 
@@ -171,9 +151,10 @@ def test_what_cannot_be_read_is_asked_once_more_and_then_kept_with_both_texts(tm
     asked = config(llm={"serve": "endpoint", "url": url}, generate={"questions_per_passage": 1})
     passages = [passage(b, f"焊条{b}在350℃烘干两小时。") for b in "abcd"]
     for sent in (6, 1):  # the second run asks again only for what was refused
-        pairs, dropped, usage = generate(passages, asked, tmp_path, tmp_path / "log", lambda text: None)
-        assert [p.passage_id for p in pairs] == ["a", "d"] and usage.sent == sent
-        reasons = {d.id: (d.reason, d.text if d.reason == "unparsable" else d.detail) for d in dropped}
+        with LLM(asked.llm, llm_identity(asked), tmp_path / "llm.sqlite", tmp_path / "log", print) as llm:
+            made = generate(passages, asked, llm, print)
+        assert [p.passage_id for p in made.pairs] == ["a", "d"] and made.usage.sent == sent
+        reasons = {d.id: (d.reason, d.text if d.reason == "unparsable" else d.detail) for d in made.dropped}
         assert reasons == {
             "b": ("unparsable", "sorry 1\n\n--- asked again ---\nsorry 2"),
             "c": ("no-answer", "refused: HTTP 400: too long"),

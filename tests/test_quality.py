@@ -2,9 +2,9 @@
 
 import pytest
 
-from factory.quality import rule_broken
+from factory.question_rules import not_in, rule_broken
 from factory.records import Passage
-from factory.settings import QualityConfig
+from factory.settings_questions import QualityConfig
 from tests.handmade import pair, target
 
 PASSAGE = (
@@ -31,6 +31,14 @@ def passage(text: str) -> Passage:
         ("焊条使用前应在350℃烘干两小时，随后放入保温筒内？", "copied"),
         ("低氢焊条受潮后，扩散氢含量升高，这是为什么呢？", "copied"),
         ("低氢焊条受潮后会怎样？", None),
+        ("为什么它要当天用完？", "no-subject"),
+        ("其烘干温度是多少？", "no-subject"),
+        ("应该怎么做？", "no-subject"),
+        ("这是为什么呢？", "no-subject"),
+        ("焊条受潮，其他焊材会受影响吗？", None),
+        ("焊条要先烘干才能用，这是工地的老规矩。", "statement"),
+        ("焊条 烘干 温度", None),
+        ("低氢焊条说明书写着烘几小时？", None),
     ],
 )
 def test_chinese_rules(query, reason):
@@ -49,6 +57,12 @@ def test_chinese_rules(query, reason):
         ("Espresso that runs too fast is sour, why is that the case?", None),
         ("Grind finer until the shot takes 25 to 30 seconds, is that right?", "copied"),
         ("为什么咖啡发酸？", "wrong-language"),
+        ("What should they do?", "no-subject"),
+        ("How was it made?", None),  # "it" is too often harmless to be a rule
+        ("What happened?", "no-subject"),
+        ("Why does espresso lose its crema?", None),
+        ("Sour espresso comes from a grind that is coarse.", "statement"),
+        ("sour espresso fix", None),
     ],
 )
 def test_english_rules(query, reason):
@@ -56,3 +70,28 @@ def test_english_rules(query, reason):
     p = passage(text)
     broken = rule_broken(pair(0, target(0), query), p, QualityConfig())
     assert (broken[0] if broken else None) == reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "passage", "fits"),
+    [
+        ("350℃", PASSAGE, True),
+        ("380℃", PASSAGE, False),
+        ("2小时", PASSAGE, True),  # 两小时
+        ("20多场", "共开设流动赌场二十多场", True),
+        ("1000000元", "涉案金额共计100万元", True),
+        ("１２．５万元", "涉案金额共计12.5万元", True),
+        ("是的", PASSAGE, True),
+        ("不需要", PASSAGE, True),
+        ("因为潮气会让药皮里的碳酸盐分解", PASSAGE, False),
+        ("容易产生冷裂纹", PASSAGE, True),
+        ("25 to 30 seconds", "Grind finer until the shot takes 25 to 30 seconds.", True),
+        ("grinding finer", "Grind finer until the shot takes 25 to 30 seconds.", True),
+        ("use softer water with bicarbonate", "Grind finer until the shot takes 25 to 30 seconds.", False),
+        ("1,200 bar", "The pump reaches 1200 bar.", True),
+        ("three bars", "The pump reaches 3 bars.", True),
+        ("yes", "The pump reaches 3 bars.", True),
+    ],
+)
+def test_an_answer_comes_from_its_passage_or_the_question_goes(answer, passage, fits):
+    assert (not_in(answer, passage, 0.4) == "") == fits

@@ -1,0 +1,97 @@
+"""Prompt files: a YAML header between `---` lines, then `## system` and `## user` with ${variables}.
+
+The header's keys, all of them optional: `purpose` (a sentence), `language` (zh or en: the passages that it is for),
+`variables` (those that the text uses), `fields` (what the LLM writes for each question, with the most characters that
+it may take: the JSON schema of its answer), `answer` (in words, where the answer is no JSON).
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from factory.records import InputError, Record, problem
+
+PROMPTS = Path(__file__).parent / "prompts"
+GAP = re.compile(r"\n{3,}")
+
+
+class Header(Record):
+    """What a prompt file says of itself."""
+
+    purpose: str = ""
+    language: Literal["zh", "en"] | None = None
+    variables: list[str] | None = None
+    fields: dict[Literal["question", "rephrased", "answer"], Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    answer: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt file that has been read; `messages` fills it in."""
+
+    system: string.Template
+    user: string.Template
+    header: Header = field(default_factory=Header)
+
+    def messages(self, variables: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+        """(role, text) of the two messages; empty variables leave no gap."""
+        parts = (("system", self.system), ("user", self.user))
+        return tuple((role, GAP.sub("\n\n", part.safe_substitute(variables)).strip()) for role, part in parts)
+
+
+def read_prompt(path: Path, known: Collection[str], needed: Collection[str] = ("passage",)) -> Prompt:
+    """The prompt in a file.
+
+    Args:
+        known: the variables that will be filled in; needed: those of them that the text must use.
+
+    Raises:
+        InputError: the file is missing, its header is no YAML or has other keys, a part is missing, or it uses a variable
+            that is not known or not in its header.
+    """
+    if not path.is_file():
+        raise InputError("no such prompt file", where=path)
+    try:
+        text = path.read_text(encoding="utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as e:
+        raise InputError(f"not UTF-8 (byte {e.start})", where=path, fix="save it as UTF-8") from e
+    header, text = _header(text, path)
+    before, mark, user = text.partition("## user\n")
+    _, mark2, system = before.partition("## system\n")
+    if not mark or not mark2:
+        raise InputError("expected a part '## system' and a part '## user'", where=path, fix=f"copy one from {PROMPTS}")
+    prompt = Prompt(string.Template(system.strip()), string.Template(user.strip()), header)
+    used = {*prompt.system.get_identifiers(), *prompt.user.get_identifiers()}
+    for name in sorted(needed):
+        if name not in used:
+            raise InputError(f"the prompt never names ${{{name}}}", where=path)
+    for name in sorted(used | set(header.variables or ())):
+        if name not in known:
+            fix = f"variables are {', '.join(sorted(known))}; a dollar sign itself is written $$"
+            raise InputError(f"no such variable ${{{name}}}", where=path, fix=fix)
+    if header.variables is not None and used - set(header.variables):
+        missing = ", ".join(sorted(used - set(header.variables)))
+        raise InputError(f"used but not in the header's variables: {missing}", where=path)
+    return prompt
+
+
+def _header(text: str, path: Path) -> tuple[Header, str]:
+    if not text.startswith("---\n"):
+        return Header(), text
+    written, end, rest = text[4:].partition("\n---\n")
+    if not end:
+        raise InputError("the header has no end: expected a line ---", where=path)
+    try:
+        return Header.model_validate(yaml.safe_load(written) or {}), rest
+    except yaml.YAMLError as e:
+        raise InputError(f"the header is not valid YAML: {e}", where=path) from e
+    except ValidationError as e:
+        raise InputError(f"the header: {problem(e)}", where=path, fix=f"copy one from {PROMPTS}") from e

@@ -1,0 +1,159 @@
+"""Prompt files, kinds of question, who asks, examples and neighbours: what reaches the LLM."""
+
+import json
+
+import pytest
+
+from factory.askers import propose
+from factory.generate import ask
+from factory.llm import LLM
+from factory.prompt_files import PROMPTS, read_prompt
+from factory.prompting import VARIABLES, prompt_for, requests_for
+from factory.question_types import schedule
+from factory.questions import Answer, Question, read_user_questions
+from factory.records import InputError
+from factory.settings import LLMConfig
+from factory.settings_questions import GenerateConfig
+from tests.test_generate import config, passage
+
+ENGLISH = "Dry the electrodes at 350 C for two hours."
+
+
+def test_every_prompt_of_the_package_fills_all_its_variables():
+    for file in sorted(PROMPTS.glob("question-*.md")):
+        prompt = read_prompt(file, VARIABLES)
+        text = "\n".join(part for _, part in prompt.messages({v: f"<{v}>" for v in VARIABLES}))
+        assert all(f"<{v}>" in text for v in VARIABLES) and "${" not in text
+        assert prompt.header.language == file.suffixes[0][1:] and "question" in prompt.header.fields
+
+
+def test_what_is_not_asked_for_leaves_no_trace_in_the_prompt():
+    (request,) = requests_for([passage("a")], config())
+    text = "\n".join(part for _, part in request.messages)
+    assert "语气" not in text and "上文" not in text and "真实用户" not in text and "\n\n\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ask something about ${passage}", "## system"),
+        ("## system\nx\n## user\nno passage here\n", "never names"),
+        ("## system\nx\n## user\n${passage} ${pasage}\n", r"no such variable \$\{pasage\}.*\n.*context"),
+        ("---\nlanguage: de\n---\n## system\nx\n## user\n${passage}\n", "the header: language"),
+        ("---\nlangage: zh\n---\n## system\nx\n## user\n${passage}\n", "langage: is not a known key"),
+        ("---\npurpose: [\n---\n## system\nx\n## user\n${passage}\n", "not valid YAML"),
+        ("---\nvariables: [passage]\n---\n## system\nx\n## user\n${passage} ${count}\n", "not in the header.*count"),
+        ("---\npurpose: x\n## system\nx\n## user\n${passage}\n", "has no end"),
+    ],
+)
+def test_a_prompt_file_at_fault_is_named_with_its_fault(tmp_path, text, message):
+    (tmp_path / "p.md").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_prompt(tmp_path / "p.md", VARIABLES)
+
+
+def test_a_prompt_of_ones_own_sets_the_schema_and_keeps_its_dollars(tmp_path):
+    text = "---\nfields: {question: 33, answer: 7}\n---\n## system\n$$5 each\n## user\n${passage}\n"
+    (tmp_path / "p.md").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    (request,) = requests_for([passage("a")], config(generate={"prompt": str(tmp_path / "p.md")}))
+    assert request.messages[0] == ("system", "$5 each")
+    properties = request.schema["properties"]["items"]["items"]["properties"]
+    assert {name: p["maxLength"] for name, p in properties.items()} == {"question": 33, "answer": 7}
+    with pytest.raises(InputError, match="question-question needs the field 'rephrased'"):
+        prompt_for(GenerateConfig(prompt=str(tmp_path / "p.md"), pairing="question-question"), "zh")
+
+
+def test_a_chinese_prompt_is_not_given_english_passages(tmp_path):
+    chinese = str(PROMPTS / "question-document.zh.md")
+    with pytest.raises(InputError, match="for passages in zh, and there are some in en"):
+        requests_for([passage("a", ENGLISH)], config(generate={"prompt": chinese}))
+    requests_for([passage("a"), passage("b", ENGLISH)], config(generate={"prompt": {"zh": chinese}}))
+
+
+@pytest.mark.parametrize(
+    ("types", "expected"),
+    [
+        (["fact", "reason"], ["fact", "reason"] * 6),
+        ({"fact": 3, "keyword": 1}, ["fact", "fact", "keyword", "fact"] * 3),
+        ({"fact": 0.5, "reason": 0.5, "keyword": 0}, ["fact", "reason"] * 6),
+        ([], []),
+    ],
+)
+def test_every_kind_gets_its_share(types, expected):
+    turns = schedule(GenerateConfig(types=types, questions_per_passage=3), 4)
+    assert [kind for turn in turns for kind in turn] == expected and len(turns) == 4
+
+
+def test_after_any_number_of_questions_no_kind_is_a_question_off_its_share():
+    shares = {"fact": 0.45, "how-to": 0.25, "keyword": 0.2, "colloquial": 0.1}
+    asked = [k for turn in schedule(GenerateConfig(types=shares, questions_per_passage=2), 50) for k in turn]
+    for n in range(1, 101):
+        assert all(abs(asked[:n].count(kind) - share * n) < 1 for kind, share in shares.items())
+
+
+def test_who_asks_in_which_tone_after_whose_example_and_between_which_texts():
+    chosen = config(
+        generate={
+            "asker": ["夜班护士", "家属"],
+            "tone": "着急",
+            "length": "10字以内",
+            "examples_shown": 2,
+            "neighbours": 4,
+        }
+    )
+    corpus = [passage("a", "甲文，焊条受潮。", document="d"), passage("b", document="d"), passage("c", document="e")]
+    questions = ["孩子发烧怎么办", "药能停吗", "How long?"]
+    first, second, third = requests_for(corpus, chosen, corpus=corpus, examples=questions)
+    system = first.messages[0][1]
+    assert "夜班护士" in system and "语气：着急。" in system and "长度：10字以内。" in system
+    assert "- 孩子发烧怎么办" in system and "- 药能停吗" in system and "How long" not in system
+    assert "家属" in second.messages[0][1] and "夜班护士" in third.messages[0][1]
+    assert "（上文：……条受潮。）\n焊条在350" in second.messages[1][1] and "下文" not in second.messages[1][1]
+    assert "（下文：焊条在3……）" in first.messages[1][1] and "上文" not in third.messages[1][1]
+
+
+def test_examples_are_read_from_any_table_and_test_questions_are_kept_out(tmp_path):
+    (tmp_path / "q.csv").write_text("query\n怎么烤焊条？\n怎么 烤焊条?\n多久？\n", encoding="gb18030")
+    (tmp_path / "q.txt").write_text("\ufeff怎么烤焊条？\n\n多久？\n")
+    tests = [Question(id="1", query="多久?", answers=(Answer(document="d", quote="q"),))]
+    said = []
+    for name in ("q.csv", "q.txt"):
+        assert read_user_questions(tmp_path / name, tests, said.append) == ["怎么烤焊条？"]
+    assert "1 of the questions in q.csv are test questions" in said[0]
+    (tmp_path / "q.txt").write_text("多久？\n")
+    with pytest.raises(InputError, match="every question"):
+        read_user_questions(tmp_path / "q.txt", tests, said.append)
+
+
+def test_askers_are_proposed_for_each_language_and_asked_in_turn(tmp_path, start):
+    def behave(handler, number, prompt):
+        names = ["学徒", "质检员", "学徒"] if "资料节选" in prompt else ["an apprentice"]
+        text = json.dumps({"askers": names}) if "extracts" in prompt.lower() or "资料节选" in prompt else "?"
+        choice = {"message": {"content": text}, "finish_reason": "stop"}
+        handler.say(200, json.dumps({"choices": [choice]}).encode())
+
+    chosen = config(generate={"propose_askers": 3})
+    served = LLMConfig(serve="endpoint", url=start(behave).url)
+    passages = [passage("a"), passage("b"), passage("c", ENGLISH)]
+    with LLM(served, "m", tmp_path / "llm.sqlite", tmp_path / "log", print) as llm:
+        found = propose(passages, chosen, llm)
+    assert found == {"zh": ["学徒", "质检员"], "en": ["an apprentice"]}
+    systems = [r.messages[0][1] for r in requests_for(passages, chosen, askers=found)]
+    assert "学徒" in systems[0] and "质检员" in systems[1] and "an apprentice" in systems[2]
+
+
+def test_requests_with_one_beginning_are_sent_together_and_answered_in_order(tmp_path, start):
+    def behave(handler, number, prompt):
+        text = json.dumps({"items": [{"question": f"{prompt.split('#')[1]}？", "answer": "x"}]})
+        choice = {"message": {"content": text}, "finish_reason": "stop"}
+        handler.say(200, json.dumps({"choices": [choice]}).encode())
+
+    server = start(behave)
+    served = LLMConfig(serve="endpoint", url=server.url, concurrency=1)
+    passages = [passage(str(i), f"焊条#{i}#在350℃烘干") for i in range(6)]
+    requests = requests_for(passages, config(generate={"asker": ["甲", "乙"]}))
+    with LLM(served, "m", tmp_path / "llm.sqlite", tmp_path / "log", print) as llm:
+        answers, _ = ask(llm, requests, lambda number, answer: f"{number}")
+    assert [json.loads(a.text)["items"][0]["question"] for a in answers] == [f"{i}？" for i in range(6)]
+    sent = [prompt.split("#")[1] for _, prompt in server.seen]
+    assert sorted(sent[:3]) in (["0", "2", "4"], ["1", "3", "5"])
