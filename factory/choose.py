@@ -1,13 +1,13 @@
 """Stage 7, choose: features → negatives. Each candidate ends with one decision and one reason.
 
-`decision` is negative, promoted (it answers the question: a further positive), rejected, or unused (allowed, but
-not drawn). The reason of a negative tells an easy fill from a drawn one.
+`decision` is negative, promoted (it answers the question, by a judge's or a reviewer's word: a further positive),
+rejected, or unused (allowed, but not drawn). The reason of a negative tells an easy fill from a drawn one.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from factory.presets import Verdict, columns_of, judge_by
 from factory.progress import bar
 from factory.records import Pair
 from factory.retrieve import Target
+from factory.review import REVIEW
 from factory.settings import ChooseConfig
 
 DRAWN, DEEPER, RANDOM = "drawn", "fill-from-deeper-ranks", "random-fill"
@@ -29,6 +30,8 @@ class Chooser:
     Args:
         probability: for a block of scores the probability that each candidate answers the question, and whether the
             judge read it; None where nothing was learnt.
+        answering: by pair id the candidates that a reviewer said to answer: positives, whatever else holds. The other
+            negatives that the reviewer saw stay, and others take the place of these.
     """
 
     def __init__(
@@ -38,7 +41,9 @@ class Chooser:
         config: ChooseConfig,
         seed: int,
         probability: Any = None,
+        answering: Mapping[str, Sequence[str]] | None = None,
     ):
+        self._answering = answering or {}
         self.pairs, self.config, self.seed, self._probability = pairs, config, seed, probability
         codes = {g: i for i, g in enumerate(dict.fromkeys(t.duplicate_group for t in targets))}
         self._ids = [t.id for t in targets]
@@ -73,6 +78,7 @@ class Chooser:
         c = self.config
         draw = random.Random(f"{self.seed}:{pair}")
         order = at.start + np.argsort(columns[verdict.order][at], kind="stable")
+        answering = self._answers(pair)
         rerank, probability = columns["rerank_score"], columns.get("probability")
         decisions: dict[int, tuple[str, str]] = {}
         used, allowed = {self._own[pair]}, []
@@ -91,8 +97,15 @@ class Chooser:
                 used.add(groups[i])
                 allowed.append(i)
         first = [i for i in allowed if not verdict.fallback[i]]
-        pool = first[: {"depth": c.depth, "all": len(first), "first": c.negatives}[verdict.draw]]
+        most = {"depth": c.depth, "all": len(first), "first": c.negatives}[verdict.draw]
+        pool = first[:most]
         drawn = dict.fromkeys(draw.sample(pool, min(c.negatives, len(pool))), DRAWN)
+        if answering:
+            allowed, first = ([i for i in some if groups[i] not in answering] for some in (allowed, first))
+            pool = first[:most]
+            drawn = {i: DRAWN for i in drawn if groups[i] not in answering}
+            rest = [i for i in pool if i not in drawn]
+            drawn |= dict.fromkeys(draw.sample(rest, min(c.negatives - len(drawn), len(rest))), DRAWN)
         if c.too_few == "fill":  # what lies deeper, then what the preset falls back to: easier, in the order of rank
             for i in [*first[len(pool) :], *(i for i in allowed if verdict.fallback[i])]:
                 if len(drawn) >= c.negatives:
@@ -103,10 +116,34 @@ class Chooser:
                 decisions[i] = ("negative", drawn[i])
             else:
                 decisions[i] = ("unused", "not-drawn" if place < len(pool) else "deeper-than-drawn-from")
+        for i in order:
+            if candidates[i] in answering.values():
+                decisions[i] = ("promoted", REVIEW)
+            elif groups[i] in answering:
+                decisions[i] = ("rejected", "copy-of-another-candidate")
         for i in range(at.start, at.stop):
             rows.add(pair, candidates[i], *decisions[i], rerank[i], probability[i] if probability is not None else None)
+        self._add_answers(pair, answering, {candidates[i] for i in order}, used, rows)
         if len(drawn) < c.negatives and c.too_few == "fill" and np.isnan(rerank).all():
             self._fill(pair, c.negatives - len(drawn), {candidates[i] for i in order}, used, draw, rows)
+
+    def _answers(self, pair: str) -> dict[int, str]:
+        """What a reviewer said to answer, by group: of copies, and of the positive's, the first will do."""
+        found: dict[int, str] = {}
+        for candidate in self._answering.get(pair, ()):
+            group = self._group_of.get(candidate, self._own[pair])
+            if group != self._own[pair]:
+                found.setdefault(group, candidate)
+        return found
+
+    def _add_answers(
+        self, pair: str, answering: dict[int, str], candidates: set[str], used: set[int], rows: _Rows
+    ) -> None:
+        """Those among them that no search found, such as a random fill."""
+        used.update(answering)
+        for candidate in answering.values():
+            if candidate not in candidates:
+                rows.add(pair, candidate, "promoted", REVIEW, None, None)
 
     def _fill(
         self, pair: str, wanted: int, candidates: set[str], used: set[int], draw: random.Random, rows: _Rows
@@ -124,9 +161,13 @@ class Chooser:
         """Decisions for the pairs that have no candidate at all: nothing but random ones."""
         rows = _Rows()
         for pair in self.pairs:
-            if pair.id not in seen and self.config.too_few == "fill":
+            if pair.id in seen:
+                continue
+            used = {self._own[pair.id]}
+            self._add_answers(pair.id, self._answers(pair.id), set(), used, rows)
+            if self.config.too_few == "fill":
                 draw = random.Random(f"{self.seed}:{pair.id}")
-                self._fill(pair.id, self.config.negatives, set(), {self._own[pair.id]}, draw, rows)
+                self._fill(pair.id, self.config.negatives, set(), used, draw, rows)
         return rows.table()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,25 @@ import numpy as np
 from factory.questions import Question, passages_of
 from factory.records import Dropped, Example, Pair, Passage, Split
 from factory.retrieve import Target
+from factory.review import GONE, Decision
 from factory.workspace import atomic_text, write_jsonl
 
 Scored = tuple[str, float | None]  # a text and its reranker logit
 Logits = Callable[[Sequence[tuple[str, str]]], np.ndarray]
+
+
+def by_review(pairs: Sequence[Pair], decisions: Mapping[str, Decision]) -> tuple[list[Pair], list[Dropped]]:
+    """The pairs less those that a reviewer took out."""
+    kept, dropped = [], []
+    for pair in pairs:
+        decision = decisions.get(pair.id)
+        if decision and decision.decision in GONE:
+            detail = f"{decision.reviewer or 'somebody'}, {decision.time}"
+            reason = GONE[decision.decision]
+            dropped.append(Dropped(stage="export", id=pair.id, reason=reason, detail=detail, text=pair.query))
+        else:
+            kept.append(pair)
+    return kept, dropped
 
 
 def training_rows(
@@ -83,15 +98,21 @@ def write_eval_set(
 
 
 def held_out(
-    pairs: Sequence[Pair], targets: Sequence[Target], split: Split
+    pairs: Sequence[Pair], targets: Sequence[Target], split: Split, reviewed: Collection[str] = ()
 ) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """Queries and relevant target ids of a held-out split; copies of the target, and what `Pair.also` names, count too."""
+    """Queries and relevant target ids of a held-out split; copies of the target, and what `Pair.also` names, count too.
+
+    Args:
+        reviewed: ids of pairs; where there are some, each query says whether it is one of them.
+    """
     groups: dict[str, list[str]] = defaultdict(list)
     group = {t.id: t.duplicate_group for t in targets}
     for target in targets:
         groups[target.duplicate_group].append(target.id)
     chosen = [p for p in pairs if p.split == split]
-    queries = [{"_id": p.id, "text": p.query, "type": p.type, "origin": p.origin} for p in chosen]
+    queries: list[dict[str, Any]] = [{"_id": p.id, "text": p.query, "type": p.type, "origin": p.origin} for p in chosen]
+    if reviewed:
+        queries = [q | {"reviewed": q["_id"] in reviewed} for q in queries]
     answering = {p.id: [p.duplicate_group, *(group[i] for i in p.also if i in group)] for p in chosen}
     return queries, {pair: [t for g in dict.fromkeys(found) for t in groups[g]] for pair, found in answering.items()}
 

@@ -19,6 +19,7 @@ from factory.indexes import BM25Index, DenseIndex, SparseIndex
 from factory.models import Encoder, load_reranker
 from factory.records import Dropped, InputError, Pair, Passage
 from factory.rerank import CachedReranker, add_scores
+from factory.review import Review
 from factory.tables import count, everything, row_groups, write_blocks
 from factory.workspace import Outcome, Workspace, write_json
 
@@ -125,8 +126,10 @@ class Negatives:
         counts = {"judged": len(judgements), "said yes": sum(judgements["yes"].to_pylist())}
         return Outcome(len(judgements), len(judgements), [], counts)
 
-    def choose(self) -> Outcome:
-        chooser = choose.Chooser(self.pairs, self.targets, self.config.choose, self.config.seed, self._probabilities())
+    def choose(self, review: Review) -> Outcome:
+        c, held = self.config, review.holding(self.pairs, {t.id: t.text for t in self.targets})
+        answering = {pair: decision.negatives for pair, decision in held.items()}
+        chooser = choose.Chooser(self.pairs, self.targets, c.choose, c.seed, self._probabilities(), answering)
         path = self.ws.path(SCORES)
         blocks = choose.choose(self._rows_for_choosing(path), chooser, count(path))
         rows = write_blocks(self.ws.path(DECISIONS), blocks)

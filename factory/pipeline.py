@@ -21,6 +21,7 @@ from factory.prompt_files import PROMPTS
 from factory.prompting import prompt_file
 from factory.questions import read_questions, read_user_questions
 from factory.records import Document, Dropped, InputError, Pair, Passage, read_records
+from factory.review import Review
 from factory.tables import row_groups
 from factory.workspace import Outcome, Workspace, sha256_file, write_json, write_jsonl
 
@@ -63,6 +64,7 @@ class Build:
         tests = Path(config.test.questions) if config.test.questions else None
         self.tests = read_questions(tests) if tests else []
         self.tests_digest = sha256_file(tests) if tests else None
+        self.review = Review.read(ws.root, say)
 
     def run(self) -> None:
         c, stage = self.config, self.ws.stage
@@ -119,7 +121,13 @@ class Build:
             inputs = [*inputs, JUDGEMENTS, MODEL]
         else:
             self.ws.forget("judge")
-        stage("choose", negatives.choose, inputs=inputs, outputs=[DECISIONS], rests_on=[c.choose, c.seed])
+        stage(
+            "choose",
+            lambda: negatives.choose(self.review),
+            inputs=inputs,
+            outputs=[DECISIONS],
+            rests_on=[c.choose, c.seed, *self.review.promoting()],
+        )
         sets = [
             f"{name}/{file}"
             for name in self._held_out_sets()
@@ -130,7 +138,7 @@ class Build:
             lambda: self.export(negatives),
             inputs=[PASSAGES, KEPT, SCORES, DECISIONS],
             outputs=[TRAIN, *sets],
-            rests_on=self.tests_digest,
+            rests_on=[self.tests_digest, *self.review.all()],
         )
 
     def load(self) -> Outcome:
@@ -208,6 +216,10 @@ class Build:
             both = zip(block["pair_id"].to_pylist(), block["positive_rerank_score"].to_pylist(), strict=True)
             positive |= {pair: score for pair, score in both if score is not None}
         decisions = (row for block in row_groups(self.ws.path(DECISIONS)) for row in block.to_pylist())
+        everything = negatives.everything
+        review = self.review.holding(self._kept, {t.id: t.text for t in everything})
+        kept, gone = export.by_review(self._kept, review)
+        left = {p.id for p in kept}
 
         def rerank(texts: Sequence[tuple[str, str]]) -> np.ndarray:
             with negatives.reranker() as reranker:
@@ -215,7 +227,7 @@ class Build:
                 return reranker.score(texts)
 
         examples, dropped = export.training_rows(
-            negatives.pairs,
+            [p for p in negatives.pairs if p.id in left],
             negatives.targets,
             decisions,
             positive,
@@ -224,7 +236,7 @@ class Build:
         )
         if not examples:
             raise InputError("no training row has a negative", fix="add passages, or raise choose.ceiling")
-        everything = negatives.everything
+        dropped += gone
         if not self.tests or self.config.test.hold_out:
             export.assert_no_leak(examples, everything)
         write_jsonl(self.ws.path(TRAIN), (e.to_json() for e in examples))
@@ -236,9 +248,13 @@ class Build:
                 queries, relevant, lost = export.test_questions(self.tests, self._passages)
                 dropped += lost
             else:
-                queries, relevant = export.held_out(self._kept, everything, "eval" if name == "eval" else "dev")
+                queries, relevant = export.held_out(kept, everything, "eval" if name == "eval" else "dev", review)
             export.write_eval_set(self.ws.path(name), everything, queries, relevant)
             counts[f"{name} questions"] = len(queries)
+        if self.review:
+            counts["reviewed"] = len(review)
+            if stale := len(self.review) - len(review):
+                counts["reviews of what is no longer here"] = stale
         return Outcome(len(examples) + len(dropped), len(examples), dropped, counts)
 
     @cached_property
