@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from factory.config import Config
+from factory.negatives import DECISIONS, SCORES, Negatives
 from factory.questions import Question, passages_of
-from factory.records import Dropped, Example, Pair, Passage, Split
+from factory.records import Dropped, Example, InputError, Pair, Passage, Split
 from factory.retrieve import Target
-from factory.review import GONE, Decision
-from factory.workspace import atomic_text, write_jsonl
+from factory.review import GONE, Decision, Review
+from factory.tables import row_groups
+from factory.workspace import Outcome, Workspace, atomic_text, write_jsonl
 
+TRAIN = "train.jsonl"
 Scored = tuple[str, float | None]  # a text and its reranker logit
 Logits = Callable[[Sequence[tuple[str, str]]], np.ndarray]
 
@@ -145,3 +149,71 @@ def assert_no_leak(examples: Sequence[Example], targets: Sequence[Target]) -> No
     for example in examples:
         leaked = held.intersection(example.pos, example.neg)
         assert not leaked, f"held-out text in training row {example.id}: {sorted(leaked)[0][:80]!r}"
+
+
+def held_out_sets(kept: Sequence[Pair], tests: Sequence[Question]) -> list[Literal["eval", "dev"]]:
+    """`eval` and `dev`, as far as there are questions for them."""
+    splits = {p.split for p in kept} | ({"eval"} if tests else set())
+    names: tuple[Literal["eval", "dev"], ...] = ("eval", "dev")
+    return [name for name in names if name in splits]
+
+
+def export_stage(
+    config: Config,
+    ws: Workspace,
+    negatives: Negatives,
+    passages: Sequence[Passage],
+    kept: Sequence[Pair],
+    tests: Sequence[Question],
+    review: Review,
+) -> Outcome:
+    """train.jsonl, eval/ and dev/ from the decisions, less what a reviewer took out.
+
+    Raises:
+        InputError: no question has a negative.
+    """
+    positive: dict[str, float] = {}
+    for block in row_groups(ws.path(SCORES), ["pair_id", "positive_rerank_score"]):
+        both = zip(block["pair_id"].to_pylist(), block["positive_rerank_score"].to_pylist(), strict=True)
+        positive |= {pair: score for pair, score in both if score is not None}
+    decisions = (row for block in row_groups(ws.path(DECISIONS)) for row in block.to_pylist())
+    everything = negatives.everything
+    reviewed = review.holding(kept, {t.id: t.text for t in everything})
+    left, gone = by_review(kept, reviewed)
+    ids = {p.id for p in left}
+
+    def rerank(texts: Sequence[tuple[str, str]]) -> np.ndarray:
+        with negatives.reranker() as reranker:
+            assert reranker is not None
+            return reranker.score(texts)
+
+    examples, dropped = training_rows(
+        [p for p in negatives.pairs if p.id in ids],
+        negatives.targets,
+        decisions,
+        positive,
+        config.choose.negatives if config.choose.too_few == "drop" else 1,
+        rerank if config.score.reranker else None,
+    )
+    if not examples:
+        raise InputError("no training row has a negative", fix="add passages, or raise choose.ceiling")
+    dropped += gone
+    if not tests or config.test.hold_out:
+        assert_no_leak(examples, everything)
+    write_jsonl(ws.path(TRAIN), (e.to_json() for e in examples))
+    counts = {"examples": len(examples), "negatives": sum(len(e.neg) for e in examples)}
+    if promoted := sum(len(e.pos) - 1 for e in examples):
+        counts["promoted positives"] = promoted
+    for name in held_out_sets(kept, tests):
+        if name == "eval" and tests:
+            queries, relevant, lost = test_questions(tests, passages)
+            dropped += lost
+        else:
+            queries, relevant = held_out(left, everything, name, reviewed)
+        write_eval_set(ws.path(name), everything, queries, relevant)
+        counts[f"{name} questions"] = len(queries)
+    if review:
+        counts["reviewed"] = len(reviewed)
+        if stale := len(review) - len(reviewed):
+            counts["reviews of what is no longer here"] = stale
+    return Outcome(len(examples) + len(dropped), len(examples), dropped, counts)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from factory import documents, export, generate, given, passages, quality
+from factory import documents, generate, given, passages, quality
 from factory.config import Config
 from factory.diversity import QUESTIONS, describe
+from factory.export import TRAIN, export_stage, held_out_sets
 from factory.judge import LLMJudge
 from factory.llm import LLM
 from factory.models import CachedEncoder, Encoder, load_encoder, model_fingerprint
@@ -22,11 +21,9 @@ from factory.prompting import prompt_file
 from factory.questions import read_questions, read_user_questions
 from factory.records import Document, Dropped, InputError, Pair, Passage, read_records
 from factory.review import Review
-from factory.tables import row_groups
 from factory.workspace import Outcome, Workspace, sha256_file, write_json, write_jsonl
 
 DOCUMENTS, PASSAGES, PAIRS, KEPT = "1-documents.jsonl", "2-passages.jsonl", "3-pairs.jsonl", "4-kept.jsonl"
-TRAIN = "train.jsonl"
 
 
 def build(config: Config, out: Path, say: Callable[[str], None]) -> Path:
@@ -130,12 +127,12 @@ class Build:
         )
         sets = [
             f"{name}/{file}"
-            for name in self._held_out_sets()
+            for name in held_out_sets(self._kept, self.tests)
             for file in ("corpus.jsonl", "queries.jsonl", "qrels.tsv")
         ]
         stage(
             "export",
-            lambda: self.export(negatives),
+            lambda: export_stage(c, self.ws, negatives, self._passages, self._kept, self.tests, self.review),
             inputs=[PASSAGES, KEPT, SCORES, DECISIONS],
             outputs=[TRAIN, *sets],
             rests_on=[self.tests_digest, *self.review.all()],
@@ -210,53 +207,6 @@ class Build:
         counts = {"kept": len(kept)} | {s: sum(p.split == s for p in kept) for s in ("train", "dev", "eval")}
         return Outcome(len(pairs), len(kept), dropped, counts)
 
-    def export(self, negatives: Negatives) -> Outcome:
-        positive: dict[str, float] = {}
-        for block in row_groups(self.ws.path(SCORES), ["pair_id", "positive_rerank_score"]):
-            both = zip(block["pair_id"].to_pylist(), block["positive_rerank_score"].to_pylist(), strict=True)
-            positive |= {pair: score for pair, score in both if score is not None}
-        decisions = (row for block in row_groups(self.ws.path(DECISIONS)) for row in block.to_pylist())
-        everything = negatives.everything
-        review = self.review.holding(self._kept, {t.id: t.text for t in everything})
-        kept, gone = export.by_review(self._kept, review)
-        left = {p.id for p in kept}
-
-        def rerank(texts: Sequence[tuple[str, str]]) -> np.ndarray:
-            with negatives.reranker() as reranker:
-                assert reranker is not None
-                return reranker.score(texts)
-
-        examples, dropped = export.training_rows(
-            [p for p in negatives.pairs if p.id in left],
-            negatives.targets,
-            decisions,
-            positive,
-            self._fewest(),
-            rerank if self.config.score.reranker else None,
-        )
-        if not examples:
-            raise InputError("no training row has a negative", fix="add passages, or raise choose.ceiling")
-        dropped += gone
-        if not self.tests or self.config.test.hold_out:
-            export.assert_no_leak(examples, everything)
-        write_jsonl(self.ws.path(TRAIN), (e.to_json() for e in examples))
-        counts = {"examples": len(examples), "negatives": sum(len(e.neg) for e in examples)}
-        if promoted := sum(len(e.pos) - 1 for e in examples):
-            counts["promoted positives"] = promoted
-        for name in self._held_out_sets():
-            if name == "eval" and self.tests:
-                queries, relevant, lost = export.test_questions(self.tests, self._passages)
-                dropped += lost
-            else:
-                queries, relevant = export.held_out(kept, everything, "eval" if name == "eval" else "dev", review)
-            export.write_eval_set(self.ws.path(name), everything, queries, relevant)
-            counts[f"{name} questions"] = len(queries)
-        if self.review:
-            counts["reviewed"] = len(review)
-            if stale := len(self.review) - len(review):
-                counts["reviews of what is no longer here"] = stale
-        return Outcome(len(examples) + len(dropped), len(examples), dropped, counts)
-
     @cached_property
     def encoder(self) -> Encoder:
         return CachedEncoder(load_encoder(self.config.model), self.ws.path("cache"))
@@ -285,11 +235,6 @@ class Build:
         cache, log = self.ws.path("cache/llm.sqlite"), self.ws.path(f"logs/llm-server{what}.log")
         return LLM(self.config.llm, generate.llm_identity(self.config), cache, log, self.say)
 
-    def _fewest(self) -> int:
-        """Negatives that a row must have."""
-        c = self.config.choose
-        return c.negatives if c.too_few == "drop" else 1
-
     def _reranker_identity(self) -> Any:
         reranker = self.config.score.reranker
         if reranker == "llm":
@@ -301,11 +246,6 @@ class Build:
         llm = self.config.llm
         prompts = [sha256_file(p) for p in sorted(PROMPTS.glob("judge.*.md"))]
         return [generate.llm_identity(self.config), llm.seed, llm.context, prompts]
-
-    def _held_out_sets(self) -> list[str]:
-        """`eval` and `dev`, as far as there are questions for them."""
-        splits = {p.split for p in self._kept}
-        return [name for name in ("eval", "dev") if name in splits or (name == "eval" and self.tests)]
 
     def _prompts(self) -> Any:
         return [

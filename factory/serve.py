@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -65,21 +65,19 @@ def serve(config: LLMConfig, log: Path, say: Callable[[str], None]) -> Iterator[
     with tempfile.TemporaryDirectory(prefix="bge-factory-") as scratch, open(log, "wb") as output:
         command, environment = (_vllm if config.serve == "vllm" else _llamacpp)(config, port)
         say(f"starting {config.serve} with {Path(config.model).name} on port {port} (log: {log})")
-        try:
-            process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                cwd=scratch,
-                env=os.environ | SILENT | environment,
-                start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-            )
-        except OSError as e:
+        if not shutil.which(command[0]):
             raise InputError(
-                f"cannot start {command[0]!r}: {e.strerror}", where="llm.executable", fix="give its full path"
-            ) from e
+                f"cannot start {command[0]!r}: no such program", where="llm.executable", fix="give its full path"
+            )
+        process = subprocess.Popen(
+            [sys.executable, "-IS", str(Path(__file__).with_name("supervise.py")), *command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.PIPE,
+            cwd=scratch,
+            env=os.environ | SILENT | environment,
+            start_new_session=True,
+        )
         try:
             wait_until_healthy(process, port, config.start_timeout, log)
             yield [Endpoint(f"http://127.0.0.1:{port}/v1", "local", gone=lambda: _ending(process, log))]
@@ -179,8 +177,3 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             continue
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)  # what the server left behind
-
-
-def _die_with_parent() -> None:
-    """In the child: have the kernel end it when we are killed, so that no server outlives a `kill -9`."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from factory.export import held_out, write_eval_set
-from factory.pipeline import DOCUMENTS, KEPT, PASSAGES, TRAIN
+from factory.export import TRAIN, held_out, write_eval_set
+from factory.pipeline import DOCUMENTS, KEPT, PASSAGES
 from factory.records import Document, Example, Pair, Passage
 from factory.retrieve import targets_of
 from factory.workspace import write_json, write_jsonl

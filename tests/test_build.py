@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from factory.pipeline import CANDIDATES, DECISIONS, DOCUMENTS, KEPT, PAIRS, PASSAGES, SCORES, TRAIN
+from factory.export import TRAIN
+from factory.pipeline import CANDIDATES, DECISIONS, DOCUMENTS, KEPT, PAIRS, PASSAGES, SCORES
 from factory.records import Example, read_records
 from factory.settings_questions import RuleName
 from factory.validate import check_file

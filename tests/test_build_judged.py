@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from factory.config import Config
-from factory.pipeline import CANDIDATES, DECISIONS, SCORES, TRAIN, build
+from factory.export import TRAIN
+from factory.pipeline import CANDIDATES, DECISIONS, SCORES, build
 from factory.records import Example, InputError, read_records
 from tests.test_build import COFFEE
 from tests.tiny_models import make_tiny_m3

@@ -4,11 +4,13 @@ since a real one does not fail on command."""
 import json
 import os
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -158,7 +160,8 @@ def test_a_server_of_ours_that_is_killed_is_started_again_and_loses_nothing(tmp_
         while not killed:
             with suppress(sqlite3.Error), sqlite3.connect(tmp_path / "llm.sqlite") as db:
                 if db.execute("SELECT count(*) FROM answers").fetchone()[0] >= 2:
-                    killed.extend(psutil.Process().children())
+                    (supervisor,) = psutil.Process().children()
+                    killed.extend(supervisor.children())
                     for process in killed:
                         process.kill()
             time.sleep(0.01)
@@ -169,6 +172,30 @@ def test_a_server_of_ours_that_is_killed_is_started_again_and_loses_nothing(tmp_
     assert killed and usage.failed == 0
     assert all(json.loads(a.text)["items"] for a in answers)
     assert any("ended with code -9" in text and "starting it again" in text for text in said)
+
+
+def test_no_server_outlives_its_starter_even_while_it_starts_and_will_not_listen(tmp_path):
+    import psutil
+
+    script = tmp_path / "server.py"
+    script.write_text(
+        "import os, pathlib, signal, subprocess, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"pathlib.Path({str(tmp_path / 'pids')!r}).write_text(f'{{os.getpid()}} {{child.pid}}')\ntime.sleep(600)"
+    )
+    config = {"serve": "vllm", "model": str(tmp_path), "executable": [sys.executable, str(script)]}
+    starter = (
+        "from pathlib import Path\nfrom factory.serve import serve\nfrom factory.settings import LLMConfig\n"
+        f"with serve(LLMConfig(**{config!r}), Path({str(tmp_path / 'log')!r}), print):\n    pass"
+    )
+    process = subprocess.Popen([sys.executable, "-c", starter], cwd=Path(__file__).parents[1])
+    while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text():
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    left = [psutil.Process(int(pid)) for pid in (tmp_path / "pids").read_text().split() if psutil.pid_exists(int(pid))]
+    _, alive = psutil.wait_procs(left, timeout=60)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_missing_model_is_the_users_mistake(tmp_path, server):

@@ -11,7 +11,8 @@ import pytest
 
 from factory.choose import Chooser, choose
 from factory.config import Config
-from factory.pipeline import DECISIONS, TRAIN, build
+from factory.export import TRAIN
+from factory.pipeline import DECISIONS, build
 from factory.records import Example, read_records
 from factory.review import ReviewLog, digest, read_log
 from factory.review_items import Items

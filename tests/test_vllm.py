@@ -164,8 +164,9 @@ def test_when_vllm_is_killed_every_request_is_answered_and_none_paid_twice(
         return 0
 
     def family() -> list[psutil.Process]:
-        (server,) = psutil.Process().children()
-        return [server, *server.children(recursive=True)]
+        (supervisor,) = psutil.Process().children()
+        (server,) = supervisor.children()
+        return [server, *server.children(recursive=True), supervisor]
 
     def killer() -> None:
         while stored() < 4:
@@ -190,7 +191,7 @@ def test_when_vllm_is_killed_every_request_is_answered_and_none_paid_twice(
     assert usage.sent == 16 and usage.failed == 0 and all(a.text for a in answers)
     (came,) = re.findall(r"starting it again; (\d+) answers came", "\n".join(said))
     assert 4 <= int(came) < 16 and paid == 16 - int(came) and stored() == 16
-    assert len({p.pid for p in processes}) >= 4
+    assert len({p.pid for p in processes}) >= 6
     assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 

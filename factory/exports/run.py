@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from factory.export import TRAIN
 from factory.modelfiles import read_json
-from factory.pipeline import KEPT, PASSAGES, TRAIN
+from factory.pipeline import KEPT, PASSAGES
 from factory.progress import bar
 from factory.records import Example, InputError, Pair, Passage, Split, parse, read_lines, read_records
 from factory.workspace import MANIFEST
