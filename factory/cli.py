@@ -9,6 +9,9 @@ from typing import Annotated
 
 import typer
 
+from factory.cli_evaluate import evaluate
+from factory.cli_merge import merge
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -22,8 +25,10 @@ app = typer.Typer(
     bge-factory validate runs/mine/train.jsonl       is every line what the trainer expects?
     bge-launch run launch.yaml                       train on it (its own command)
     bge-factory evaluate runs/mine/eval --model base=... --model tuned=...
+    bge-factory merge --base ... --tuned ... --out runs/mine/merged   a model between the two
 
-Exit codes: 0 done, 2 your input needs mending (the message says where and how), 1 anything else.
+Exit codes: 0 done, 2 your input needs mending (the message says where and how), 3 a gate of `evaluate` was not met,
+1 anything else.
     """,
 )
 
@@ -156,74 +161,8 @@ def validate(
         raise typer.Exit(2)
 
 
-@app.command()
-def evaluate(
-    folder: Annotated[
-        Path,
-        typer.Argument(help="an eval set in BEIR layout: corpus.jsonl, queries.jsonl, qrels.tsv or qrels/test.tsv"),
-    ],
-    model: Annotated[
-        list[str], typer.Option("--model", "-m", help="name=folder; give base first, the others are compared with it")
-    ],
-    query_instruction: Annotated[
-        str | None, typer.Option(help="put before each query; default: as in the run that made the set, else none")
-    ] = None,
-    passage_instruction: Annotated[str | None, typer.Option(help="put before each passage; default likewise")] = None,
-    query_max_length: Annotated[int, typer.Option(help="tokens")] = 128,
-    passage_max_length: Annotated[int, typer.Option(help="tokens")] = 512,
-    cutoffs: Annotated[str, typer.Option(help="the k of metric@k")] = "1,3,6,10",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, …")] = "auto",
-    out: Annotated[
-        Path | None,
-        typer.Option(help="write evaluation.json here; default: a run's own set goes into the run's report"),
-    ] = None,
-) -> None:
-    """Compare models on held-out questions: recall, MRR, nDCG, hit rate, each difference with its 95 % interval.
-
-    BM25 is always a row. A folder with bge-m3's heads is measured dense, sparse, ColBERT and as their sum.
-    """
-    from rich.console import Console
-
-    from factory.evaluate import evaluate as run
-    from factory.evaluate import render_table
-    from factory.records import InputError
-    from factory.report import write_report
-
-    run_config = _model_config_of_run(folder.resolve().parent)
-    models = []
-    for given in model:
-        name, _, path = given.partition("=")
-        if not path:
-            raise InputError(f"expected name=folder, got {given!r}", where="--model", fix="--model base=/models/bge-m3")
-        settings = {
-            "path": os.path.expandvars(os.path.expanduser(path)),
-            "query_instruction": query_instruction
-            if query_instruction is not None
-            else run_config.get("query_instruction", ""),
-            "passage_instruction": passage_instruction
-            if passage_instruction is not None
-            else run_config.get("passage_instruction", ""),
-            "query_max_length": query_max_length,
-            "passage_max_length": passage_max_length,
-            "device": device,
-        }
-        from factory.settings import ModelConfig
-
-        models.append((name, ModelConfig.model_validate(settings)))
-    try:
-        ks = tuple(sorted({int(k) for k in cutoffs.split(",")}))
-    except ValueError as e:
-        raise InputError(f"expected numbers such as 1,3,6,10, got {cutoffs!r}", where="--cutoffs") from e
-    run_folder = folder.resolve().parent
-    in_run = out is None and (run_folder / "run.json").is_file()
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-    result = run(
-        folder, models, cutoffs=ks, cache=run_folder / "cache" if in_run else None, out=run_folder if in_run else out
-    )
-    Console(width=None if sys.stdout.isatty() else 120).print(render_table(result))
-    if in_run:
-        typer.echo(f"report: {write_report(run_folder)}")
+app.command()(evaluate)
+app.command()(merge)
 
 
 @app.command()
@@ -284,16 +223,6 @@ def audit(
         console.print(part, highlight=False, markup=False)
     if out:
         write_json(out, found.model_dump(mode="json"))
-
-
-def _model_config_of_run(folder: Path) -> dict[str, str]:
-    """The `model:` part of the run that an eval set lies in; empty if it lies in none."""
-    import json
-
-    try:
-        return dict(json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]["model"])
-    except (OSError, ValueError, KeyError):
-        return {}
 
 
 @app.command()
