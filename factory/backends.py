@@ -6,6 +6,7 @@ They read the weights when first asked, encode blocks of 256 texts, and keep the
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -57,6 +58,11 @@ def in_blocks(texts: Sequence[str], encode: Callable[[Sequence[str]], Encoded], 
         for start in range(0, len(texts), BLOCK):
             parts.append(encode(texts[start : start + BLOCK]))
             shown.update(len(parts[-1].dense))
+    return concatenate(parts)
+
+
+def concatenate(parts: Sequence[Encoded]) -> Encoded:
+    """The texts of all parts, one after the other; each part has the same kinds of vectors."""
     if len(parts) == 1:
         return parts[0]
     sparse, colbert = (
@@ -85,14 +91,22 @@ class LocalEncoder(ABC):
     def __init__(self, config: ModelConfig, pooling: str):
         self.config, self.pooling = config, pooling
         self.fingerprint = model_fingerprint(config.path)
+        self._loaded: list[Any] = []  # the model, once it is; one list for all copies of this encoder
 
     @cached_property
     def device(self) -> str:
         return _device(self.config.device)
 
-    @cached_property
+    @property
     def model(self) -> Any:
-        return _loaded(Path(self.config.path), self._load)
+        if not self._loaded:
+            self._loaded.append(_loaded(Path(self.config.path), self._load))
+        return self._loaded[0]
+
+    def with_query_instruction(self, instruction: str) -> Self:
+        other = copy.copy(self)
+        other.config = self.config.model_copy(update={"query_instruction": instruction})
+        return other
 
     def key(self, role: Role) -> str:
         precision = "float32" if self.device == "cpu" else "float16"

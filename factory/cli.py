@@ -9,7 +9,11 @@ from typing import Annotated
 
 import typer
 
-from factory.exports import FORMATS
+from factory.cli_evaluate import evaluate
+from factory.cli_export import HELP as EXPORT_HELP
+from factory.cli_export import export
+from factory.cli_merge import merge
+from factory.cli_review import review
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,8 +30,10 @@ app = typer.Typer(
     bge-factory evaluate runs/mine/eval --model base=... --model tuned=...
     bge-factory export runs/mine --to beir --out mine   for other libraries' trainers and evaluations
     bge-factory review runs/mine                     a page on which a domain expert decides; build applies it
+    bge-factory merge --base ... --tuned ... --out runs/mine/merged   a model between the two
 
-Exit codes: 0 done, 2 your input needs mending (the message says where and how), 1 anything else.
+Exit codes: 0 done, 2 your input needs mending (the message says where and how), 3 a gate of `evaluate` was not met,
+1 anything else.
     """,
 )
 
@@ -161,74 +167,10 @@ def validate(
         raise typer.Exit(2)
 
 
-@app.command()
-def evaluate(
-    folder: Annotated[
-        Path,
-        typer.Argument(help="an eval set in BEIR layout: corpus.jsonl, queries.jsonl, qrels.tsv or qrels/test.tsv"),
-    ],
-    model: Annotated[
-        list[str], typer.Option("--model", "-m", help="name=folder; give base first, the others are compared with it")
-    ],
-    query_instruction: Annotated[
-        str | None, typer.Option(help="put before each query; default: as in the run that made the set, else none")
-    ] = None,
-    passage_instruction: Annotated[str | None, typer.Option(help="put before each passage; default likewise")] = None,
-    query_max_length: Annotated[int, typer.Option(help="tokens")] = 128,
-    passage_max_length: Annotated[int, typer.Option(help="tokens")] = 512,
-    cutoffs: Annotated[str, typer.Option(help="the k of metric@k")] = "1,3,6,10",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, …")] = "auto",
-    out: Annotated[
-        Path | None,
-        typer.Option(help="write evaluation.json here; default: a run's own set goes into the run's report"),
-    ] = None,
-) -> None:
-    """Compare models on held-out questions: recall, MRR, nDCG, hit rate, each difference with its 95 % interval.
-
-    BM25 is always a row. A folder with bge-m3's heads is measured dense, sparse, ColBERT and as their sum.
-    """
-    from rich.console import Console
-
-    from factory.evaluate import evaluate as run
-    from factory.evaluate import render_table
-    from factory.records import InputError
-    from factory.report import write_report
-
-    run_config = _model_config_of_run(folder.resolve().parent)
-    models = []
-    for given in model:
-        name, _, path = given.partition("=")
-        if not path:
-            raise InputError(f"expected name=folder, got {given!r}", where="--model", fix="--model base=/models/bge-m3")
-        settings = {
-            "path": os.path.expandvars(os.path.expanduser(path)),
-            "query_instruction": query_instruction
-            if query_instruction is not None
-            else run_config.get("query_instruction", ""),
-            "passage_instruction": passage_instruction
-            if passage_instruction is not None
-            else run_config.get("passage_instruction", ""),
-            "query_max_length": query_max_length,
-            "passage_max_length": passage_max_length,
-            "device": device,
-        }
-        from factory.settings import ModelConfig
-
-        models.append((name, ModelConfig.model_validate(settings)))
-    try:
-        ks = tuple(sorted({int(k) for k in cutoffs.split(",")}))
-    except ValueError as e:
-        raise InputError(f"expected numbers such as 1,3,6,10, got {cutoffs!r}", where="--cutoffs") from e
-    run_folder = folder.resolve().parent
-    in_run = out is None and (run_folder / "run.json").is_file()
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-    result = run(
-        folder, models, cutoffs=ks, cache=run_folder / "cache" if in_run else None, out=run_folder if in_run else out
-    )
-    Console(width=None if sys.stdout.isatty() else 120).print(render_table(result))
-    if in_run:
-        typer.echo(f"report: {write_report(run_folder)}")
+app.command()(evaluate)
+app.command()(merge)
+app.command()(review)
+app.command(help=EXPORT_HELP)(export)
 
 
 @app.command()
@@ -289,75 +231,6 @@ def audit(
         console.print(part, highlight=False, markup=False)
     if out:
         write_json(out, found.model_dump(mode="json"))
-
-
-def _model_config_of_run(folder: Path) -> dict[str, str]:
-    """The `model:` part of the run that an eval set lies in; empty if it lies in none."""
-    import json
-
-    try:
-        return dict(json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]["model"])
-    except (OSError, ValueError, KeyError):
-        return {}
-
-
-@app.command(
-    help="Write a finished run in the formats of other libraries, each into a folder of its own with a README.md.\n\n"
-    "Training questions come from train.jsonl, test questions from eval/; what is held out is in no training file.\n\n"
-    "\b\n" + "\n".join(f"{name}\n    {what}" for name, what in FORMATS.items())
-)
-def export(
-    run: Annotated[Path, typer.Argument(help="a run's folder: the --out of a finished build")],
-    to: Annotated[list[str], typer.Option("--to", "-t", help="a format; may be given several times")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="a new or empty folder")],
-    model: Annotated[
-        Path | None,
-        typer.Option(help="flagembedding-lengths: whose tokenizer counts; default: the run's model"),
-    ] = None,
-) -> None:
-    from factory.exports.write import export as run_export
-
-    run_export(run, to, out, say, model)
-    say(f"written: {out}")
-
-
-@app.command()
-def review(
-    run: Annotated[Path, typer.Argument(help="a run's folder")],
-    reviewer: Annotated[str | None, typer.Option(help="who decides; default: the name of your account")] = None,
-    port: Annotated[int, typer.Option(help="default: a free one")] = 0,
-    host: Annotated[str, typer.Option(help="this machine alone: 127.0.0.1, ::1 or localhost")] = "127.0.0.1",
-    browser: Annotated[bool, typer.Option(help="open the page")] = True,
-    export_argilla: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="instead of a page: records of Argilla 2, settings beside them")
-    ] = None,
-    export_label_studio: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="likewise: Label Studio's tasks, its labelling config beside them"),
-    ] = None,
-    import_: Annotated[
-        Path | None,
-        typer.Option("--import", metavar="FILE", help="take decisions over from what either of them exported"),
-    ] = None,
-) -> None:
-    """Open a local web page on which a domain expert decides on questions and negatives, the doubtful ones first.
-
-    \b
-    1 good   2 its passage does not answer it   3 the marked negatives answer it, too   4 drop   5 skip   u undo
-
-    Every decision is saved at once in RUN/review.jsonl, and the next `bge-factory build` applies it: what is dropped goes
-    into dropped/ with the reason, a negative that answers becomes a further positive.
-    """
-    import getpass
-
-    if import_ or export_argilla or export_label_studio:
-        from factory.review_exchange import exchange
-
-        exchange(run, say, import_, export_argilla, export_label_studio)
-    else:
-        from factory.review_server import review as serve
-
-        serve(run, reviewer if reviewer is not None else getpass.getuser(), say, host, port, browser)
 
 
 @app.command()

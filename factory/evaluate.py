@@ -1,81 +1,94 @@
-"""Base against tuned on held-out questions: every system, every metric, and how sure each difference is."""
+"""Any number of models × modes × lengths of vector × eval sets: every metric, and how sure each difference is."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from factory import metrics
 from factory.evalset import EvalSet, read_eval_set
+from factory.evaluation import (
+    BARE,
+    BM25,
+    FUSED,
+    SEED,
+    Change,
+    Difference,
+    Evaluation,
+    Row,
+    is_variant,
+    label,
+    plain_mode,
+)
 from factory.records import InputError
 from factory.settings import ModelConfig
 from factory.workspace import write_json, write_jsonl
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-__all__ = ["EvalSet", "Evaluation", "evaluate", "read_eval_set", "render_table"]
+__all__ = ["EvalSet", "Evaluation", "Options", "evaluate", "evaluate_sets", "read_eval_set", "write_evaluation"]
 
 CUTOFFS = (1, 3, 6, 10)
-BM25 = "BM25"
-SEED = 42
+MODES = ("dense", "sparse", "colbert", "sum", "fusion")
+TOP = 3  # passages of each query that are kept, to be read
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Row(_Part):
-    """One system's means over the queries, each in [0, 1]. `mode` is empty for BM25."""
-
-    model: str
-    mode: str
-    metrics: dict[str, float]
-
-
-class Change(_Part):
-    """A difference of means, later model − first model, and its 95 % interval; 0.01 is one point."""
-
-    value: float
-    low: float
-    high: float
-
-
-class Difference(_Part):
-    """A later model against the first one, in the same mode."""
-
-    model: str
-    base: str
-    mode: str
-    metrics: dict[str, Change]
-
-
-class Evaluation(_Part):
-    """What `evaluation.json` holds. `per_query` goes to evaluation-queries.jsonl instead.
+@dataclass(frozen=True)
+class Options:
+    """What is measured.
 
     Attributes:
-        per_query: "model mode" → metric → one value for each of `query_ids`.
+        cutoffs: the k of recall@k, precision@k, mrr@k, ndcg@k, map@k, hit_rate@k.
+        modes: of `MODES`, as far as a model has them; dense is always measured. fusion: dense with BM25.
+        dims: lengths to which dense vectors are cut, beside the full one.
+        weights: of dense, sparse and ColBERT in the sum.
+        instructions: queries with their instruction, without, or both.
     """
 
-    eval_set: str
-    passages: int
-    queries: int
-    queries_without_judgement: int
-    judgements: int
-    cutoffs: tuple[int, ...]
-    models: dict[str, dict[str, Any]]
-    rows: list[Row]
-    differences: list[Difference]
-    resamples: int = metrics.RESAMPLES
-    seed: int = SEED
-    seconds: dict[str, float]
-    query_ids: list[str] = Field(exclude=True, repr=False)
-    per_query: dict[str, dict[str, list[float]]] = Field(exclude=True, repr=False)
+    cutoffs: tuple[int, ...] = CUTOFFS
+    modes: tuple[str, ...] = MODES
+    dims: tuple[int, ...] = ()
+    weights: tuple[float, float, float] = (0.4, 0.2, 0.4)
+    instructions: Literal["given", "none", "both"] = "given"
+
+    def check(self, models: Sequence[tuple[str, ModelConfig]]) -> None:
+        """Raises an InputError where these options, or the models' names, make no sense."""
+        if len({name for name, _ in models} | {BM25}) != len(models) + 1:
+            raise InputError(
+                f"model names must differ, and none may be {BM25}; got {', '.join(name for name, _ in models)}"
+            )
+        if not self.cutoffs or min(self.cutoffs) < 1:
+            raise InputError(f"cutoffs must be 1 or more, got {list(self.cutoffs)}", fix="e.g. 1,3,6,10")
+        if unknown := [m for m in self.modes if m not in MODES]:
+            raise InputError(f"there is no mode {unknown[0]!r}, only {', '.join(MODES)}", where="--modes")
+        if min(self.weights) < 0 or not sum(self.weights):
+            raise InputError(f"weights must be 0 or more, and not all 0; got {self.weights}", where="--weights")
+        if self.instructions == "both" and not any(c.query_instruction for _, c in models):
+            raise InputError("no model has a query instruction to leave out", fix="give --query-instruction")
+
+
+@dataclass
+class Measured:
+    """One system on one eval set: metrics of each query, the first relevant passage's rank (0: none), the top ones."""
+
+    values: dict[str, np.ndarray]
+    ranks: np.ndarray
+    top: np.ndarray
+
+
+@dataclass
+class SetResults:
+    """An eval set and what was measured on it, by (model, mode); BM25 comes first."""
+
+    name: str
+    folder: Path
+    data: EvalSet
+    bm25: Any = None
+    measured: dict[tuple[str, str], Measured] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate(
@@ -86,145 +99,195 @@ def evaluate(
     cache: Path | None = None,
     out: Path | None = None,
 ) -> Evaluation:
-    """Measure BM25 and each model on an eval set; the first model is what the others are compared with.
+    """`evaluate_sets` of one set with everything else as it comes; `out` gets the files of `write_evaluation`."""
+    done, results = evaluate_sets([(folder.name, folder)], models, Options(cutoffs=tuple(cutoffs)), cache=cache)
+    if out:
+        write_evaluation(out, done, results)
+    return done[0]
 
-    Models run one after the other, so only one is in memory. Dense vectors are kept in `cache`; `out` gets
-    evaluation.json and evaluation-queries.jsonl (each query's own values).
+
+def evaluate_sets(
+    sets: Sequence[tuple[str, Path]],
+    models: Sequence[tuple[str, ModelConfig]],
+    options: Options,
+    *,
+    split: str = "test",
+    subset: str | None = None,
+    cache: Path | None = None,
+    run_files: Path | None = None,
+) -> tuple[list[Evaluation], list[SetResults]]:
+    """Measure BM25 and each model on each eval set; the first model is what the others are compared with.
+
+    Models run one after the other, so only one is in memory. Vectors are kept in `cache` by the model's fingerprint.
 
     Args:
-        folder: BEIR layout, see `read_eval_set`.
+        sets: (name, folder), see `read_eval_set` for `split` and `subset`; names must differ.
         models: (name, configuration); names must differ.
-        cutoffs: the k of recall@k, mrr@k, ndcg@k, hit_rate@k.
+        run_files: a folder for each ranking as a TREC run file.
 
     Raises:
-        InputError: the set or a model folder is at fault; two models have the same name; a k is below 1.
+        InputError: a set, an option or a model's folder is at fault; names that are the same.
     """
     from factory.models import CachedEncoder, Encoder, load_encoder
-    from factory.search import DEPTH, search, search_bm25
+    from factory.run_files import write_qrels, write_run
+    from factory.search import DEPTH, Found, search_bm25
 
-    if len({name for name, _ in models} | {BM25}) != len(models) + 1:
+    options.check(models)
+    if len({name for name, _ in sets}) != len(sets):
         raise InputError(
-            f"model names must differ, and none may be {BM25}; got {', '.join(name for name, _ in models)}"
+            f"eval sets must have different names; got {', '.join(name for name, _ in sets)}",
+            fix="give one of them a name: general=FOLDER",
         )
-    if not cutoffs or min(cutoffs) < 1:
-        raise InputError(f"cutoffs must be 1 or more, got {list(cutoffs)}", fix="e.g. 1,3,6,10")
+    if options.instructions == "none":
+        models = [(name, c.model_copy(update={"query_instruction": ""})) for name, c in models]
     encoders: dict[str, Encoder] = {name: load_encoder(config) for name, config in models}  # a bad folder stops us now
-    data, depth = read_eval_set(folder), max(DEPTH, *cutoffs)
-    seconds: dict[str, float] = {}
-    measured: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    results = [SetResults(n, f, read_eval_set(f, split=split, subset=subset)) for n, f in sets]
+    depth = max(DEPTH, *options.cutoffs)
 
-    started = time.monotonic()
-    ranking = search_bm25(data.queries, data.passages, depth)
-    measured[BM25, ""] = metrics.measure(data.relevant, ranking, cutoffs)
-    seconds[BM25] = round(time.monotonic() - started, 1)
+    def add(r: SetResults, model: str, mode: str, found: Found) -> None:
+        r.measured[model, mode] = _measured(r.data, found.rows, options.cutoffs)
+        if run_files:
+            write_run(run_files / r.name, model, mode, r.data, found)
+
+    for r in results:
+        with _timed(r.seconds, BM25):
+            r.bm25 = search_bm25(r.data.queries, r.data.passages, depth)
+            add(r, BM25, "", r.bm25)
+        if run_files:
+            write_qrels(run_files / r.name, r.data)
     described = {}
     for name, config in models:
-        started = time.monotonic()
-        encoder = encoders.pop(name)
-        found = search(CachedEncoder(encoder, cache) if cache else encoder, data.queries, data.passages, depth)
-        for mode, ranking in found.items():
-            measured[name, mode] = metrics.measure(data.relevant, ranking, cutoffs)
+        loaded = encoders.pop(name)
+        encoder: Encoder = CachedEncoder(loaded, cache) if cache else loaded
+        for r in results:
+            with _timed(r.seconds, name):
+                for mode, found in _rankings(encoder, config, r, depth, options):
+                    add(r, name, mode, found)
         described[name] = config.model_dump() | {"fingerprint": encoder.fingerprint}
-        del encoder  # with its weights, before the next one's are read
-        seconds[name] = round(time.monotonic() - started, 1)
+        del encoder, loaded  # with their weights, before the next one's are read
+    return [_evaluation(r, described, options, depth) for r in results], results
 
-    result = Evaluation(
-        eval_set=str(folder),
-        passages=len(data.passages),
-        queries=len(data.queries),
-        queries_without_judgement=data.unjudged,
-        judgements=sum(len(r) for r in data.relevant),
-        cutoffs=tuple(cutoffs),
-        models=described,
+
+class _timed:
+    """Adds the block's seconds to `seconds[name]`."""
+
+    def __init__(self, seconds: dict[str, float], name: str):
+        self.seconds, self.name = seconds, name
+
+    def __enter__(self) -> None:
+        self.started = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.name] = round(time.monotonic() - self.started, 1)
+
+
+def _rankings(encoder: Any, config: ModelConfig, r: SetResults, depth: int, o: Options) -> Iterator[tuple[str, Any]]:
+    """(mode, ranking) of one model. Queries without their instruction are further queries of the same search."""
+    from factory.fusion import reciprocal_rank_fusion
+    from factory.models import concatenate
+    from factory.search import Found, query_modes, search
+
+    both = o.instructions == "both" and config.query_instruction
+    arms = {"": encoder} | ({BARE: encoder.with_query_instruction("")} if both else {})
+    needed = query_modes(encoder, o.modes)
+    n = len(r.data.queries)
+    queries = concatenate([arm.encode(r.data.queries, "query", modes=needed) for arm in arms.values()])
+    found = search(encoder, queries, r.data.passages, depth, modes=o.modes, dims=o.dims, weights=o.weights)
+    for i, arm in enumerate(arms):
+        part = slice(i * n, (i + 1) * n)
+        for mode, ranking in found.items():
+            yield mode + arm, ranking.of(part)
+        if "fusion" in o.modes:
+            yield f"dense{FUSED}{arm}", Found(*reciprocal_rank_fusion(found["dense"].of(part).rows, r.bm25.rows, depth))
+
+
+def _measured(data: EvalSet, rows: np.ndarray, cutoffs: Sequence[int]) -> Measured:
+    ranks = np.zeros(len(rows), np.int32)
+    for i, (row, relevant) in enumerate(zip(rows, data.relevant, strict=True)):
+        hits = np.flatnonzero(np.isin(row, list(relevant)))
+        ranks[i] = hits[0] + 1 if len(hits) else 0
+    return Measured(metrics.measure(data.relevant, rows, cutoffs), ranks, rows[:, :TOP].copy())
+
+
+def _evaluation(r: SetResults, models: dict[str, Any], o: Options, depth: int) -> Evaluation:
+    from factory.groups import groups
+
+    headline = f"ndcg@{max(o.cutoffs)}"
+    names, measured = list(models), r.measured
+    against = [(m, mode, names[0], mode) for m, mode in measured if m not in (BM25, names[0])]
+    within = [(m, mode, m, plain) for m, mode in measured if (plain := plain_mode(mode)) and m != BM25]
+    words = [(m, mode, BM25, "") for m, mode in measured if m != BM25 and not is_variant(mode)]
+    pairs = [p for p in [*against, *within, *words] if p[2:] in measured]
+    found = _differences(measured, pairs)
+    differences = [d for d in found if not d.base_mode and d.base != BM25]
+    return Evaluation(
+        name=r.name,
+        eval_set=str(r.folder),
+        passages=len(r.data.passages),
+        queries=len(r.data.queries),
+        queries_without_judgement=r.data.unjudged,
+        judgements=sum(len(x) for x in r.data.relevant),
+        cutoffs=tuple(o.cutoffs),
+        metric=headline,
+        depth=depth,
+        models=models,
         rows=[
-            Row(model=name, mode=mode, metrics={m: float(v.mean()) for m, v in values.items()})
-            for (name, mode), values in measured.items()
+            Row(model=name, mode=mode, metrics={m: float(v.mean()) for m, v in x.values.items()})
+            for (name, mode), x in measured.items()
         ],
-        differences=_differences(measured),
-        seconds=seconds,
-        query_ids=data.query_ids,
-        per_query={
-            f"{name} {mode}".strip(): {m: v.tolist() for m, v in values.items()}
-            for (name, mode), values in measured.items()
-        },
+        differences=differences,
+        within_model=[d for d in found if d.base_mode],
+        against_bm25=[d for d in found if d.base == BM25],
+        groups=groups(r.data, {k: x.values[headline] for k, x in measured.items()}, differences),
+        seconds=r.seconds,
+        query_ids=r.data.query_ids,
+        per_query={label(*k): {m: v.tolist() for m, v in x.values.items()} for k, x in measured.items()},
+        ranks={label(*k): x.ranks.tolist() for k, x in measured.items()},
     )
-    if out:
-        rows = ({"_id": q, "query": text} for q, text in zip(data.query_ids, data.queries, strict=True))
-        write_jsonl(
-            out / "evaluation-queries.jsonl",
-            (
-                row | {s: {m: round(v[i], 6) for m, v in ms.items()} for s, ms in result.per_query.items()}
-                for i, row in enumerate(rows)
-            ),
+
+
+def _differences(
+    measured: dict[tuple[str, str], Measured], pairs: Sequence[tuple[str, str, str, str]]
+) -> list[Difference]:
+    """One for each (model, mode, base, base's mode); all are resampled by the same draws."""
+    if not pairs:
+        return []
+    names = list(next(iter(measured.values())).values)
+    columns = [measured[p[:2]].values[m] - measured[p[2:]].values[m] for p in pairs for m in names]
+    table = np.column_stack(columns)
+    intervals, p_values = metrics.bootstrap(table, seed=SEED), metrics.randomisation(table, seed=SEED)
+    numbers = zip(table.mean(axis=0), intervals, p_values, strict=True)
+    changes = [Change(value=float(v), low=float(lo), high=float(hi), p=float(p)) for v, (lo, hi), p in numbers]
+    return [
+        Difference(
+            model=model,
+            base=base,
+            mode=mode,
+            base_mode=base_mode if base_mode != mode else "",
+            metrics=dict(zip(names, changes[i * len(names) :], strict=False)),
         )
-        write_json(out / "evaluation.json", result.model_dump(mode="json"))
-    return result
+        for i, (model, mode, base, base_mode) in enumerate(pairs)
+    ]
 
 
-def _differences(measured: dict[tuple[str, str], dict[str, np.ndarray]]) -> list[Difference]:
-    """Each model after the first against it, in each mode that both have."""
-    names = list(dict.fromkeys(name for name, _ in measured if name != BM25))
-    found = []
-    for (name, mode), values in measured.items():
-        if name in (BM25, *names[:1]) or (names[0], mode) not in measured:
-            continue
-        differences = np.column_stack([values[m] - measured[names[0], mode][m] for m in values])
-        intervals = metrics.bootstrap(differences, seed=SEED)
-        changes = {
-            m: Change(value=float(d), low=float(low), high=float(high))
-            for m, d, (low, high) in zip(values, differences.mean(axis=0), intervals, strict=True)
-        }
-        found.append(Difference(model=name, base=names[0], mode=mode, metrics=changes))
-    return found
-
-
-def render_table(evaluation: Evaluation) -> Table:
-    """A rich table: metric@k down; BM25, the first model, and each later one with its difference across.
-
-    Values in percent, differences in points with their 95 % interval; green above zero, red below.
+def write_evaluation(out: Path, done: Sequence[Evaluation], results: Sequence[SetResults]) -> None:
+    """evaluation.json (all sets), evaluation-queries.jsonl (every query of every set with its values and ranks), and
+    wins-and-losses.jsonl (the largest of each comparison, with their passages).
     """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    from factory.wins import wins_and_losses
 
-    e = evaluation
-    models = list(e.models)
-    value = {(r.model, r.mode): r.metrics for r in e.rows}
-    change = {(d.model, d.mode): d.metrics for d in e.differences}
-    left_out = f" ({e.queries_without_judgement:,} without judgement left out)" if e.queries_without_judgement else ""
-    table = Table(
-        title=f"{e.queries:,} queries{left_out}, {e.passages:,} passages",
-        caption="in percent; differences in points, with 95 % interval",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
+    def rows() -> Iterator[dict[str, Any]]:
+        for e, r in zip(done, results, strict=True):
+            values = {s: {m: np.round(v, 6).tolist() for m, v in ms.items()} for s, ms in e.per_query.items()}
+            for i, (key, text) in enumerate(zip(r.data.query_ids, r.data.queries, strict=True)):
+                yield {"set": e.name, "_id": key, "query": text} | {
+                    s: {"rank": e.ranks[s][i] or None} | {m: v[i] for m, v in ms.items()} for s, ms in values.items()
+                }
+
+    write_jsonl(out / "evaluation-queries.jsonl", rows())
+    write_jsonl(
+        out / "wins-and-losses.jsonl", (w for e, r in zip(done, results, strict=True) for w in wins_and_losses(e, r))
     )
-    table.add_column("metric", no_wrap=True)
-    for name in (BM25, *models[:1]):
-        table.add_column(name, justify="right")
-    for name in models[1:]:
-        table.add_column(name, justify="right")
-        table.add_column(f"− {models[0]}", justify="right", no_wrap=True)
-
-    def cell(model: str, mode: str, metric: str) -> str:
-        return f"{100 * value[model, mode][metric]:.1f}" if (model, mode) in value else "–"
-
-    modes = list(dict.fromkeys(r.mode for r in e.rows if r.mode)) or [""]
-    for mode in modes:
-        if len(modes) > 1:
-            table.add_row(Text(mode, style="bold"))
-        for metric in value[BM25, ""]:
-            cells: list[Any] = [Text(metric), cell(BM25, "", metric), *(cell(m, mode, metric) for m in models[:1])]
-            for name in models[1:]:
-                cells += [cell(name, mode, metric), _shown(change.get((name, mode), {}).get(metric))]
-            table.add_row(*cells, end_section=metric.endswith(f"@{e.cutoffs[-1]}"))
-    return table
-
-
-def _shown(change: Change | None) -> Any:
-    from rich.text import Text
-
-    if change is None:
-        return "–"
-    style = "green" if change.low > 0 else "red" if change.high < 0 else ""
-    return Text(f"{100 * change.value:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]", style=style)
+    write_json(
+        out / "evaluation.json", done[0].model_copy(update={"further_sets": list(done[1:])}).model_dump(mode="json")
+    )

@@ -91,8 +91,10 @@ def training_rows(
 def write_eval_set(
     folder: Path, targets: Sequence[Target], queries: Sequence[dict[str, Any]], relevant: Mapping[str, Sequence[str]]
 ) -> None:
-    """corpus.jsonl (`_id`, `title`, `text`), queries.jsonl (`_id`, `text`, …) and qrels.tsv (query-id, corpus-id, score)."""
-    write_jsonl(folder / "corpus.jsonl", ({"_id": t.id, "title": "", "text": t.text} for t in targets))
+    """corpus.jsonl (`_id`, `title`, `text`, `document`), queries.jsonl (`_id`, `text`, …) and qrels.tsv (query-id,
+    corpus-id, score)."""
+    rows = ({"_id": t.id, "title": "", "text": t.text, "document": t.document_id} for t in targets)
+    write_jsonl(folder / "corpus.jsonl", rows)
     write_jsonl(folder / "queries.jsonl", queries)
     with atomic_text(folder / "qrels.tsv") as f:
         f.write("query-id\tcorpus-id\tscore\n")

@@ -27,6 +27,7 @@ from factory.backends import (
     Role,
     SentenceTransformersEncoder,
     SentenceTransformersReranker,
+    concatenate,
     in_blocks,
 )
 from factory.modelfiles import architecture_of, check_model_folder, model_fingerprint, pooling_of, position_limit
@@ -45,6 +46,7 @@ __all__ = [
     "Mode",
     "Reranker",
     "Role",
+    "concatenate",
     "load_encoder",
     "load_reranker",
     "model_fingerprint",
@@ -74,6 +76,10 @@ class Encoder(Protocol):
 
         `dense` always comes; "sparse" and "colbert" when named; "sum" names all three.
         """
+        ...
+
+    def with_query_instruction(self, instruction: str) -> Encoder:
+        """The same model, its weights read once for both, with another text before each query."""
         ...
 
 
@@ -164,6 +170,9 @@ class CachedEncoder:
 
     def key(self, role: Role) -> str:
         return self.encoder.key(role)
+
+    def with_query_instruction(self, instruction: str) -> CachedEncoder:
+        return CachedEncoder(self.encoder.with_query_instruction(instruction), self.folder.parent)
 
     def encode(self, texts: Sequence[str], role: Role, *, modes: Sequence[Mode] = ("dense",)) -> Encoded:
         if not set(modes) <= {"dense", "sparse"} or not set(modes) <= {"dense", *self.modes}:

@@ -13,6 +13,7 @@ import numpy as np
 from factory.diversity import QUESTIONS
 from factory.modelfiles import read_json
 from factory.records import InputError, read_lines
+from factory.report_evaluation import evaluation_view
 from factory.report_questions import questions_section
 from factory.workspace import atomic_text
 
@@ -34,8 +35,8 @@ STEPS = (
 def write_report(run_folder: Path) -> Path:
     """Write `report.html` in a run's folder from what lies there; a part that is missing is named in the page.
 
-    It reads run.json, dropped/*.jsonl, questions.json, train.jsonl, evaluation.json and what was learnt of false
-    negatives. The same files give the same bytes.
+    It reads run.json, dropped/*.jsonl, questions.json, train.jsonl, evaluation.json, wins-and-losses.jsonl and what was
+    learnt of false negatives. The same files give the same bytes.
 
     Raises:
         InputError: no such folder, or one of these files is not valid JSON.
@@ -67,7 +68,7 @@ def write_report(run_folder: Path) -> Path:
         questions=questions_section(_json(run_folder / QUESTIONS)),
         samples=samples,
         histogram=_histogram(lengths),
-        evaluation=_evaluation(_json(run_folder / "evaluation.json")),
+        evaluation=evaluation_view(run_folder),
         evidence=_odds(_json(run_folder / "evidence-model.json")),
         false_negatives=_false_negatives(_json(run_folder / "false-negative-model.json"))
         if "judge" in stages
@@ -214,47 +215,6 @@ def _false_negatives(model: Mapping[str, Any]) -> dict[str, Any] | None:
         return shown
     bins = [b | {"count_": b["count"]} for b in model["reliability"]]  # `count` is a method in a template
     return shown | {"reliability": bins}
-
-
-def _evaluation(e: Mapping[str, Any]) -> dict[str, Any] | None:
-    """One table for each mode; differences in points, with where to draw them on a common axis."""
-    if not e:
-        return None
-    value = {(r["model"], r["mode"]): r["metrics"] for r in e["rows"]}
-    change = {(d["model"], d["mode"]): d["metrics"] for d in e["differences"]}
-    models = list(e["models"])
-    names = list(value["BM25", ""])
-    reach = max((abs(c[end]) for d in change.values() for c in d.values() for end in ("low", "high")), default=0) or 1
-
-    def shown(model: str, mode: str, metric: str) -> dict[str, Any] | None:
-        c = change.get((model, mode), {}).get(metric)
-        if c is None:
-            return None
-        verdict = "better" if c["low"] > 0 else "worse" if c["high"] < 0 else "unsure"
-        ends = {end: 50 + 50 * c[end] / reach for end in ("value", "low", "high")}
-        return {"verdict": verdict, "at": ends} | {end: 100 * c[end] for end in ("value", "low", "high")}
-
-    tables = []
-    for mode in dict.fromkeys(r["mode"] for r in e["rows"] if r["mode"]):
-        rows = [
-            {
-                "metric": metric,
-                "new": i > 0 and metric.split("@")[0] != names[i - 1].split("@")[0],
-                "bm25": 100 * value["BM25", ""][metric],
-                "values": [100 * value[m, mode][metric] if (m, mode) in value else None for m in models],
-                "changes": [shown(m, mode, metric) for m in models[1:]],
-            }
-            for i, metric in enumerate(names)
-        ]
-        tables.append({"mode": mode, "rows": rows})
-    headline_metric = f"ndcg@{max(e['cutoffs'])}"
-    headlines = [
-        {"model": d["model"], "base": d["base"], "mode": d["mode"], "metric": headline_metric}
-        | {"change": shown(d["model"], d["mode"], headline_metric)}
-        for d in e["differences"]
-    ]
-    keys = ("queries", "queries_without_judgement", "passages", "seconds")
-    return {"models": models, "tables": tables, "headlines": headlines} | {k: e[k] for k in keys}
 
 
 def _clip(text: Any, length: int = CLIP) -> str:

@@ -1,75 +1,146 @@
-"""What a system finds for each query: BM25, dense, and m3's four ways. Exact, in blocks of queries.
+"""What a system finds for each query: BM25, dense, and m3's four ways. Exact.
 
-A ranking is an array (queries, k) of passage indices, best first; -1 where nothing more was found.
+Passages are encoded and searched block by block, and of each only the best are kept: memory grows with the queries
+and with k, never with passages × queries, and no passage's vector outlives its block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from factory.indexes import BM25Index, DenseIndex, SparseIndex
-from factory.models import Encoder, Mode
+from factory.errors import InputError
+from factory.indexes import BM25Index, DenseIndex, SparseIndex, cosines
+from factory.models import BLOCK, Encoded, Encoder, Mode
 from factory.progress import bar
 
-DEPTH = 100  # results kept for a query, FlagEmbedding's evaluation does no more with them
-POOL = (
-    200  # m3: ColBERT and the sum rank the union of the dense and the sparse first 200 (pooling as in BGE-M3's paper)
-)
+DEPTH = 100  # results kept for a query
+# m3: ColBERT and the sum rank the union of the dense and the sparse first 200. FlagEmbedding's evaluation of bge-m3 on
+# MLDR ranks the dense first 200 only; where a corpus has no more, the two are the same.
+POOL = 200
 SUM = (0.4, 0.2, 0.4)  # dense, sparse, ColBERT: weights_for_different_modes in the usage example of bge-m3's model card
-QUERIES = 512  # queries searched at once, and whose token vectors are scored at once against a passage
+QUERIES = 512  # queries whose words are searched at once, and whose token vectors are scored at once against a passage
+PASSAGES = 32 * BLOCK  # passages encoded and searched at once: 32 MB of vectors at d = 1024
 
 
-def search_bm25(queries: Sequence[str], passages: Sequence[str], k: int = DEPTH) -> np.ndarray:
+@dataclass(frozen=True)
+class Found:
+    """A ranking: passage indices, best first, -1 where nothing more was found, and their scores, -inf there.
+
+    Attributes:
+        rows: (queries, k) int64; scores: (queries, k) float.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+
+    def of(self, queries: slice) -> Found:
+        """The ranking of some of the queries."""
+        return Found(self.rows[queries], self.scores[queries])
+
+
+class Best:
+    """The best k of each query among all blocks that were added. Of equal scores the earlier passage is first."""
+
+    def __init__(self, queries: int, k: int):
+        self.found = Found(np.full((queries, k), -1, np.int64), np.full((queries, k), -np.inf, np.float32))
+
+    def add(self, scores: np.ndarray, rows: np.ndarray) -> None:
+        """Each (queries, any); row -1 holds nothing."""
+        k = self.found.rows.shape[1]
+        rows = np.concatenate([self.found.rows, rows], axis=1)
+        scores = np.concatenate([self.found.scores, scores], axis=1)
+        best = np.lexsort((rows, -scores), axis=1)[:, :k]
+        self.found = Found(np.take_along_axis(rows, best, 1), np.take_along_axis(scores, best, 1))
+
+
+def search_bm25(queries: Sequence[str], passages: Sequence[str], k: int = DEPTH) -> Found:
     """The ranking by `BM25Index`. A passage without any word of the query is not found, whatever its rank."""
-    return _in_blocks(BM25Index(passages), queries, len(queries), k, "BM25")
+    index = BM25Index(passages)
+    rows = np.full((len(queries), min(k, index.size)), -1, np.int64)
+    scores = np.full(rows.shape, -np.inf, np.float32)
+    with bar("BM25", "query", len(queries)) as shown:
+        for start in range(0, len(queries), QUERIES):
+            part = slice(start, start + QUERIES)
+            scores[part], rows[part] = index.search(queries[part], k)
+            shown.update(len(rows[part]))
+    return Found(rows, scores)
 
 
-def search_dense(queries: np.ndarray, passages: np.ndarray, k: int) -> np.ndarray:
-    """The exact ranking by cosine."""
-    return _in_blocks(DenseIndex(passages, "flat"), queries, len(queries), k, "search")
+def shortened(vectors: np.ndarray, width: int) -> np.ndarray:
+    """The first `width` numbers of each row, at unit length again (Kusupati et al. 2022, Matryoshka)."""
+    cut = vectors[:, :width]
+    return np.ascontiguousarray(cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12))
 
 
-def _in_blocks(index: Any, queries: Any, total: int, k: int, what: str) -> np.ndarray:
-    ranking = np.full((total, min(k, index.size)), -1, np.int64)
-    with bar(what, "query", total) as shown:
-        for start in range(0, total, QUERIES):
-            block = queries[start : start + QUERIES]
-            ranking[start : start + QUERIES] = index.search(block, k)[1]
-            shown.update(min(QUERIES, total - start))
-    return ranking
+def query_modes(encoder: Encoder, modes: Collection[str]) -> tuple[Mode, ...]:
+    """What queries must be encoded with, for `search` to rank by `modes`."""
+    if not {"sparse", "colbert", "sum"} & set(encoder.modes) & set(modes):
+        return ("dense",)
+    return ("sum",) if {"colbert", "sum"} & set(modes) else ("dense", "sparse")
 
 
-def search(encoder: Encoder, queries: Sequence[str], passages: Sequence[str], k: int = DEPTH) -> dict[Mode, np.ndarray]:
-    """A ranking for each mode of the encoder: dense; with m3 also sparse, ColBERT and their sum.
+def search(
+    encoder: Encoder,
+    queries: Encoded,
+    passages: Sequence[str],
+    k: int = DEPTH,
+    *,
+    modes: Collection[str] = ("dense", "sparse", "colbert", "sum"),
+    dims: Sequence[int] = (),
+    weights: tuple[float, float, float] = SUM,
+) -> dict[str, Found]:
+    """A ranking for each of `modes` that the encoder has; `dense` always, and `dense@64` for each of `dims`.
 
     ColBERT and the sum rank the union of the dense and the sparse first 200 only. Of ColBERT's vectors those
     of all queries are held (80 kB a query at d = 1024) and those of 256 passages at a time.
+
+    Args:
+        queries: encoded with `query_modes`.
+        dims: lengths to which the dense vectors are cut.
+        weights: of dense, sparse and ColBERT in the sum.
+
+    Raises:
+        InputError: a length in `dims` is not below that of the model's vectors.
     """
-    if "sparse" not in encoder.modes:
-        q, p = encoder.encode(queries, "query"), encoder.encode(passages, "passage")
-        return {"dense": search_dense(q.dense, p.dense, k)}
-    q = encoder.encode(queries, "query", modes=("sparse", "colbert"))
-    p = encoder.encode(passages, "passage", modes=("sparse",))
-    assert q.sparse is not None and q.colbert is not None and p.sparse is not None
-    dense = search_dense(q.dense, p.dense, max(k, POOL))
-    sparse = _in_blocks(SparseIndex(p.sparse), q.sparse, len(queries), max(k, POOL), "sparse search")
-    pools = [np.union1d(d[:POOL], s[:POOL]) for d, s in zip(dense, sparse, strict=True)]
-    pools = [pool[pool >= 0] for pool in pools]
-    late = _colbert_scores(encoder, q.colbert, passages, pools)
-    lexical = p.sparse.tocsr()
-    total = [
-        SUM[0] * (p.dense[pool] @ q.dense[i]) + SUM[1] * (lexical[pool] @ q.sparse[i].T).toarray()[:, 0] + SUM[2] * c
-        for i, (pool, c) in enumerate(zip(pools, late, strict=True))
-    ]
-    return {
-        "dense": dense[:, :k],
-        "sparse": sparse[:, :k],
-        "colbert": _ranked(pools, late, k),
-        "sum": _ranked(pools, total, k),
+    n, width = queries.dense.shape
+    if wrong := [d for d in dims if not 0 < d < width]:
+        raise InputError(
+            f"the vectors have {width} numbers and cannot be cut to {wrong[0]}", where="--dim", fix=f"1 to {width - 1}"
+        )
+    pooled = [m for m in ("colbert", "sum") if m in modes and m in encoder.modes]
+    with_sparse = "sparse" in encoder.modes and ("sparse" in modes or bool(pooled))
+    depth = min(max(k, POOL) if pooled else k, len(passages))
+    widths = {"dense": width} | {f"dense@{d}": d for d in dims}
+    asked = {name: queries.dense if d == width else shortened(queries.dense, d) for name, d in widths.items()}
+    best = {name: Best(n, depth) for name in [*widths, *(["sparse"] if with_sparse else [])]}
+    with bar("encode and search", "passage", len(passages), disable=len(passages) <= PASSAGES) as shown:
+        for start in range(0, len(passages), PASSAGES):
+            block = passages[start : start + PASSAGES]
+            encoded = encoder.encode(block, "passage", modes=("dense", "sparse") if with_sparse else ("dense",))
+            for name, d in widths.items():
+                vectors = encoded.dense if d == width else shortened(encoded.dense, d)
+                scores, rows = DenseIndex(vectors, "flat").search(asked[name], depth)
+                best[name].add(scores, np.where(rows >= 0, rows + start, -1))
+            if with_sparse:
+                assert encoded.sparse is not None and queries.sparse is not None
+                scores, rows = SparseIndex(encoded.sparse).search(queries.sparse, depth)
+                best["sparse"].add(scores, np.where(rows >= 0, rows + start, -1))
+            shown.update(len(block))
+    first = slice(None), slice(0, k)
+    found = {
+        name: Found(b.found.rows[first], b.found.scores[first])
+        for name, b in best.items()
+        if name != "sparse" or "sparse" in modes
     }
+    if pooled:
+        pairs = zip(best["dense"].found.rows[:, :POOL], best["sparse"].found.rows[:, :POOL], strict=True)
+        pools = [pool[pool >= 0] for pool in (np.union1d(d, s) for d, s in pairs)]
+        scores_of = _pool_scores(encoder, queries, passages, pools, weights)
+        found |= {mode: _ranked(pools, scores_of[mode], k) for mode in pooled}
+    return found
 
 
 def colbert_scores(queries: Sequence[np.ndarray], passage: np.ndarray) -> np.ndarray:
@@ -84,37 +155,49 @@ def colbert_scores(queries: Sequence[np.ndarray], passage: np.ndarray) -> np.nda
     return np.asarray(np.add.reduceat(best, np.cumsum(lengths) - lengths) / lengths)
 
 
-def _colbert_scores(
-    encoder: Encoder, queries: Sequence[np.ndarray], passages: Sequence[str], pools: Sequence[np.ndarray]
-) -> list[np.ndarray]:
-    """For each query the scores of its pool. Each passage is encoded once, and forgotten."""
-    from factory.models import BLOCK
-
-    scores = [np.zeros(len(pool), np.float32) for pool in pools]
-    query_of = np.repeat(np.arange(len(pools)), [len(pool) for pool in pools])
-    place_of = np.concatenate([np.arange(len(pool)) for pool in pools])
+def _pool_scores(
+    encoder: Encoder,
+    queries: Encoded,
+    passages: Sequence[str],
+    pools: Sequence[np.ndarray],
+    weights: tuple[float, float, float],
+) -> dict[str, list[np.ndarray]]:
+    """For each query ColBERT's scores of its pool, and the weighted sums. Each passage is encoded once, and forgotten."""
+    assert queries.colbert is not None and queries.sparse is not None
+    sizes = [len(pool) for pool in pools]
+    query_of = np.repeat(np.arange(len(pools)), sizes)
     passage_of = np.concatenate(pools).astype(np.int64)
+    late, total = np.zeros(len(query_of), np.float32), np.zeros(len(query_of), np.float32)
     order = np.argsort(passage_of, kind="stable")
     wanted, starts = np.unique(passage_of[order], return_index=True)
-    groups = np.split(order, starts[1:])
+    ends = [*starts[1:], len(order)]
     with bar("ColBERT", "passage", len(wanted)) as shown:
-        for start in range(0, len(wanted), BLOCK):
-            block = wanted[start : start + BLOCK]
-            vectors = encoder.encode([passages[i] for i in block], "passage", modes=("colbert",)).colbert
-            assert vectors is not None
-            for pairs, vector in zip(groups[start : start + BLOCK], vectors, strict=True):
+        for at in range(0, len(wanted), BLOCK):
+            block = wanted[at : at + BLOCK]
+            encoded = encoder.encode([passages[i] for i in block], "passage", modes=("sum",))
+            assert encoded.colbert is not None and encoded.sparse is not None
+            for vectors, start, end in zip(encoded.colbert, starts[at:], ends[at:], strict=False):
+                pairs = order[start:end]
                 for part in np.array_split(pairs, len(pairs) // QUERIES + 1):
-                    if len(part) and len(vector):
-                        values = colbert_scores([queries[query_of[j]] for j in part], vector)
-                        for j, value in zip(part, values, strict=True):
-                            scores[query_of[j]][place_of[j]] = value
+                    if len(part) and len(vectors):
+                        late[part] = colbert_scores([queries.colbert[query_of[j]] for j in part], vectors)
+            pairs = order[starts[at] : ends[at + len(block) - 1]]
+            place = np.searchsorted(block, passage_of[pairs])
+            dense = cosines(queries.dense, query_of[pairs], encoded.dense, place)
+            total[pairs] = weights[0] * dense + weights[2] * late[pairs]
+            for start in range(0, len(pairs), 8192):
+                some = pairs[start : start + 8192]
+                shared = queries.sparse[query_of[some]].multiply(encoded.sparse[place[start : start + 8192]])
+                total[some] += weights[1] * np.asarray(shared.sum(axis=1)).ravel()
             shown.update(len(block))
-    return scores
+    cuts = np.cumsum(sizes)[:-1]
+    return {"colbert": np.split(late, cuts), "sum": np.split(total, cuts)}
 
 
-def _ranked(pools: Sequence[np.ndarray], scores: Sequence[np.ndarray], k: int) -> np.ndarray:
-    ranking = np.full((len(pools), k), -1, np.int64)
-    for row, pool, score in zip(ranking, pools, scores, strict=True):
-        best = pool[np.argsort(-score, kind="stable")][:k]
-        row[: len(best)] = best
-    return ranking
+def _ranked(pools: Sequence[np.ndarray], scores: Sequence[np.ndarray], k: int) -> Found:
+    width = min(k, max((len(pool) for pool in pools), default=0))
+    found = Found(np.full((len(pools), width), -1, np.int64), np.full((len(pools), width), -np.inf, np.float32))
+    for i, (pool, score) in enumerate(zip(pools, scores, strict=True)):
+        best = np.argsort(-score, kind="stable")[:k]
+        found.rows[i, : len(best)], found.scores[i, : len(best)] = pool[best], score[best]
+    return found

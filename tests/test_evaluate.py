@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from factory import metrics
-from factory.evaluate import Evaluation, evaluate, read_eval_set, render_table
+from factory.evaluate import Evaluation, evaluate, read_eval_set
+from factory.evaluation_tables import render
 from factory.records import InputError, read_lines
 from factory.search import colbert_scores, search, search_bm25
 from factory.settings import ModelConfig
@@ -50,7 +51,10 @@ def test_metrics_are_those_computed_by_hand() -> None:
     assert found["hit_rate@1"].tolist() == [0, 1, 0] and found["hit_rate@3"].tolist() == [1, 1, 0]
     gain, ideal = 1 / log(3) + 3 / log(4), 3 / log(2) + 1 / log(3)
     np.testing.assert_allclose(found["ndcg@3"], [gain / ideal, 1, 0])
-    assert list(found) == [f"{m}@{k}" for m in ("recall", "mrr", "ndcg", "hit_rate") for k in (1, 3)]
+    assert found["precision@1"].tolist() == [0, 1, 0] and found["precision@3"].tolist() == [2 / 3, 1 / 3, 0]
+    assert found["map@1"].tolist() == [0, 1, 0]
+    np.testing.assert_allclose(found["map@3"], [(1 / 2 + 2 / 3) / 2, 1, 0])
+    assert list(found) == [f"{m}@{k}" for m in metrics.METRICS for k in (1, 3)]
 
 
 def test_the_bootstrap_agrees_with_scipys() -> None:
@@ -65,10 +69,10 @@ def test_the_bootstrap_agrees_with_scipys() -> None:
 
 
 def test_bm25_finds_in_both_languages_and_leaves_out_what_shares_no_word() -> None:
-    ranking = search_bm25([*QUERIES, "？！", "zzz"], CORPUS)
+    ranking = search_bm25([*QUERIES, "？！", "zzz"], CORPUS).rows
     assert ranking[:4, 0].tolist() == [0, 1, 3, 2]
     assert (ranking[4:] == -1).all() and (ranking[2, 1:] == -1).all()
-    assert (search_bm25(["x"], ["。", "！"]) == -1).all()
+    assert (search_bm25(["x"], ["。", "！"]).rows == -1).all()
 
 
 def test_equal_models_differ_by_nothing_and_everything_is_written(tmp_path: Path) -> None:
@@ -77,8 +81,17 @@ def test_equal_models_differ_by_nothing_and_everything_is_written(tmp_path: Path
     out = tmp_path / "out"
     result = evaluate(folder, [("base", config), ("same", config)], cutoffs=(1, 3), cache=tmp_path / "cache", out=out)
     assert (result.queries, result.queries_without_judgement, result.passages) == (3, 1, 5)
-    assert [(r.model, r.mode) for r in result.rows] == [("BM25", ""), ("base", "dense"), ("same", "dense")]
-    assert {(c.low, c.value, c.high) for c in result.differences[0].metrics.values()} == {(0, 0, 0)}
+    assert [(r.model, r.mode) for r in result.rows] == [
+        ("BM25", ""),
+        ("base", "dense"),
+        ("base", "dense+BM25"),
+        ("same", "dense"),
+        ("same", "dense+BM25"),
+    ]
+    assert [(d.model, d.base, d.mode) for d in result.differences] == [
+        ("same", "base", mode) for mode in ("dense", "dense+BM25")
+    ]
+    assert {(c.low, c.value, c.high, c.p) for c in result.differences[0].metrics.values()} == {(0, 0, 0, 1)}
     saved = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
     assert saved["rows"][0]["metrics"]["recall@1"] == 1
     rows = [row for _, row in read_lines(out / "evaluation-queries.jsonl")]
@@ -87,22 +100,27 @@ def test_equal_models_differ_by_nothing_and_everything_is_written(tmp_path: Path
         assert np.mean([row["base dense"][metric] for row in rows]) == pytest.approx(mean, abs=1e-6)
 
 
-def printed(result: Evaluation, width: int = 100) -> str:
+def printed(result: Evaluation, width: int = 110) -> str:
     from rich.console import Console
 
     console = Console(width=width, record=True, file=StringIO())
-    console.print(render_table(result))
+    for table in render(result):
+        console.print(table)
     return console.export_text()
 
 
-def test_m3_is_measured_in_its_four_modes_and_the_table_fits_100_columns(tmp_path: Path) -> None:
+def test_m3_is_measured_in_its_four_modes_and_the_tables_fit_110_columns(tmp_path: Path) -> None:
     folder, model = write_set(tmp_path / "eval", GOOD), make_tiny_m3(tmp_path / "model")
     config = ModelConfig(path=str(model), device="cpu")
     dense_only = config.model_copy(update={"kind": "flag"})
     result = evaluate(folder, [("base", config), ("tuned", config), ("dense-only", dense_only)])
-    modes = ["dense", "sparse", "colbert", "sum"]
+    modes = ["dense", "sparse", "colbert", "sum", "dense+BM25"]
     assert [r.mode for r in result.rows if r.model == "tuned"] == modes
-    assert [(d.model, d.mode) for d in result.differences] == [*(("tuned", m) for m in modes), ("dense-only", "dense")]
+    assert [(d.model, d.mode) for d in result.differences] == [
+        *(("tuned", m) for m in modes),
+        ("dense-only", "dense"),
+        ("dense-only", "dense+BM25"),
+    ]
     text = printed(result)
     assert all(word in text for word in (*modes, "ndcg@10", "hit_rate@1", "[+0.0, +0.0]", "BM25"))
     assert "…" not in text
@@ -116,14 +134,14 @@ def test_colbert_and_the_sum_are_flagembeddings_own_scores(tmp_path: Path) -> No
     path = make_tiny_m3(tmp_path / "model")
     encoder = load_encoder(ModelConfig(path=str(path), device="cpu"))
     corpus = [a + b[: len(b) // n] for n in (1, 2, 3) for a in CORPUS for b in CORPUS]  # close scores: order is telling
-    rankings = search(encoder, QUERIES, corpus)
+    rankings = search(encoder, encoder.encode(QUERIES, "query", modes=("sum",)), corpus)
     theirs = BGEM3FlagModel(str(path), use_fp16=False, devices=["cpu"])
     scores = theirs.compute_score(
         [(q, p) for q in QUERIES for p in corpus], weights_for_different_modes=[0.4, 0.2, 0.4], max_query_length=128
     )
     for mode, name in (("dense", "dense"), ("colbert", "colbert"), ("sum", "colbert+sparse+dense")):
         table = np.array(scores[name]).reshape(len(QUERIES), len(corpus))
-        for row, ranked in zip(table, rankings[mode], strict=True):  # type: ignore[index]
+        for row, ranked in zip(table, rankings[mode].rows, strict=True):
             assert sorted(ranked[ranked >= 0]) == list(range(len(corpus)))
             assert (np.diff(row[ranked[ranked >= 0]]) <= 1e-5).all(), mode
     vectors = encoder.encode(QUERIES, "query", modes=("colbert",)).colbert
@@ -197,5 +215,5 @@ def test_e5_is_far_better_than_chance_on_human_questions(e5_small: Path, shared_
     config = ModelConfig(path=str(e5_small), query_instruction="query: ", passage_instruction="passage: ", device="cpu")
     untrained = ModelConfig(path=str(make_tiny_bert(tmp_path / "untrained")), device="cpu")
     result = evaluate(tmp_path, [("untrained", untrained), ("e5", config)])
-    assert result.rows[2].metrics["recall@1"] > 0.7
+    assert next(r for r in result.rows if (r.model, r.mode) == ("e5", "dense")).metrics["recall@1"] > 0.7
     assert result.differences[0].metrics["recall@1"].low > 0.3

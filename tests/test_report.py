@@ -120,6 +120,49 @@ def test_the_comparison_is_there_once_it_was_measured(run: Path) -> None:
     assert re.search(r'class="better">\+11\.7 points', page)
 
 
+def test_gates_sets_groups_and_wins_are_shown_and_nothing_of_their_texts_is_run(run: Path) -> None:
+    def change(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.02, "high": value + 0.02, "p": 0.0001}
+
+    def evaluation(name: str, value: float) -> dict[str, Any]:
+        rows = [("BM25", ""), ("base", "dense"), ("tuned", "dense"), ("tuned", "dense@64")]
+        group = {"model": "tuned", "base": "base", "mode": "dense", "value": 0.123, "low": None, "high": None}
+        values = {"BM25": 0.2, "base dense": 0.3, "tuned dense": 0.423}
+        found = {"model": "tuned", "base": "base", "mode": "dense", "metrics": {"ndcg@10": change(value)}}
+        cut = found | {
+            "base": "tuned",
+            "mode": "dense@64",
+            "base_mode": "dense",
+            "metrics": {"ndcg@10": change(-0.034)},
+        }
+        return {
+            "name": name, "passages": 9, "queries": 8, "queries_without_judgement": 0, "cutoffs": [10],
+            "metric": "ndcg@10", "models": {"base": {}, "tuned": {}}, "seconds": {},
+            "rows": [{"model": m, "mode": mode, "metrics": {"ndcg@10": 0.5}} for m, mode in rows],
+            "differences": [found], "within_model": [cut],
+            "groups": [{"by": "type", "name": f"why {EVIL}", "queries": 4, "values": values, "changes": [group]}],
+        }  # fmt: skip
+
+    gate = {"gate": "ndcg@10 +0.05", "eval_set": "eval", "model": "tuned", "base": "base", "mode": "dense"}
+    gate |= {"metric": "ndcg@10", "wanted": "+5.0 or more", "got": 0.04, "low": 0.02, "high": 0.06, "p": 0.01}
+    gate |= {"passed": False, "remark": "less than was asked for"}
+    both = evaluation("eval", 0.04) | {"gates": [gate], "further_sets": [evaluation("general", -0.05)]}
+    (run / "evaluation.json").write_text(json.dumps(both))
+    found = {"_id": "d1", "text": f"found {EVIL}", "grade": 0}
+    win = {"set": "eval", "model": "tuned", "base": "base", "mode": "dense", "kind": "win", "_id": "q1"}
+    win |= {"query": f"why? {EVIL}", "difference": 1.0, "base_rank": None, "rank": 1, "base_top": [found]}
+    win |= {"relevant": [{"_id": "d2", "text": "the answer", "grade": 2}], "top": [found | {"text": "另一段"}]}
+    write_jsonl(run / "wins-and-losses.jsonl", [win, win | {"mode": "sum", "query": "not dense"}])
+    page = write_report(run).read_text(encoding="utf-8")
+    for said in (
+        "failed</td>", "less than was asked for", "On general", "+4.0 points", "-5.0 points", "dense@64",
+        "-3.4 [-5.4, -1.4]", "+12.3", "42.3", "base not found → tuned rank 1, +100 points", "the answer", "grade 2",
+        "另一段", "&lt; 0.001",
+    ):  # fmt: skip
+        assert said in page, said
+    assert "<script" not in page and "not dense" not in page
+
+
 def test_missing_parts_are_named_not_a_crash(tmp_path: Path) -> None:
     page = write_report(tmp_path).read_text(encoding="utf-8")
     for said in ("run.json is missing", "There is no train.jsonl yet", "Not measured yet", "Nothing was dropped"):
