@@ -109,9 +109,9 @@ class QualityConfig(Part):
         description="a question whose passage is not: it goes, or it stays if the LLM says that the passage answers",
     )
     judge: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="the LLM says of each question whether it can be understood alone and whether its passage answers it. "
-        "auto: with llm.serve vllm or endpoint; on a CPU each judgement takes seconds",
+        "off",
+        description="the LLM says of each question whether its passage answers it and whether it names its subject. auto: with "
+        "llm.serve vllm or endpoint, since on a CPU each judgement takes seconds. Off until it is measured what it earns",
     )
     elsewhere: int = Field(
         0,
