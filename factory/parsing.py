@@ -22,6 +22,7 @@ _NUMBER = re.compile(
 )
 _ANSWER = re.compile(r"^\s*(?:[-*•]\s*)?(?:A|答案?|Answer)\s*\d*\s*[.:：]\s*(?P<text>\S.*)$", re.I)
 _LABEL = re.compile(r"^(?:Q|问题?|Question)\s*\d*\s*[:：]\s*", re.I)
+_COUNTED = re.compile(r"^(?:\(?\d{1,2}\s*[.、)）]|(?:Q|问题?|Question)\s*\d+\s*[:：.])\s*(?=\D)", re.I)
 _BOLD = re.compile(r"\*\*|__|^#+\s*", re.M)
 
 
@@ -99,7 +100,7 @@ def _item(row: dict[str, Any]) -> dict[str, str]:
         kinds = str | int | float if name == "answer" else str
         value = next((known[o] for o in others if isinstance(known.get(o), kinds)), None)
         if value is not None and str(value).strip():
-            found[name] = str(value).strip()
+            found[name] = str(value).strip() if name == "answer" else _COUNTED.sub("", str(value).strip())
     return found
 
 

@@ -71,3 +71,19 @@ def test_what_is_meant_is_read(name: str) -> None:
 def test_where_there_is_no_question_that_is_said(text: str) -> None:
     with pytest.raises(ValueError, match="no question"):
         parse_answer(text)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("2. 为什么在补喷两遍后冒泡？", "为什么在补喷两遍后冒泡？"),
+        ("3、焊条烤多久？", "焊条烤多久？"),
+        ("Q1: How long?", "How long?"),
+        ("2.5 mm 的焊条用多大电流？", "2.5 mm 的焊条用多大电流？"),
+        ("15 L/min够不够？", "15 L/min够不够？"),
+        ("2024年哪个月？", "2024年哪个月？"),
+    ],
+)
+def test_a_number_before_a_question_is_a_count_and_goes_but_a_quantity_stays(written, read):
+    text = json.dumps({"items": [{"question": written, "answer": "1. x"}]}, ensure_ascii=False)
+    assert parse_answer(text) == [{"question": read, "answer": "1. x"}]
