@@ -7,6 +7,7 @@ Two layouts: a hub's folder, as git or a download brings it, whose README.md nam
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def read_task(
     return texts[0], texts[1], judgements(), folder
 
 
-class _Parts:
+class _Parts(ABC):
     """The parts of a task by name; each is read when it is asked for."""
 
     names: list[str]
@@ -85,8 +86,9 @@ class _Parts:
             )
         return splits[split] if split in splits else next(iter(splits.values()))
 
+    @abstractmethod
     def read(self, name: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """The splits of a part."""
 
 
 class _Hub(_Parts):

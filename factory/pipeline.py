@@ -244,10 +244,11 @@ class Build:
     def _judge_identity(self) -> Any:
         """What a judgement depends on: the LLM, how much of a passage it reads, the prompts."""
         llm = self.config.llm
-        prompts = [sha256_file(p) for p in sorted(PROMPTS.glob("judge.*.md"))]
+        prompts = [sha256_file(p) for family in ("judge", "specific") for p in sorted(PROMPTS.glob(f"{family}.*.md"))]
         return [generate.llm_identity(self.config), llm.seed, llm.context, prompts]
 
     def _prompts(self) -> Any:
-        return [
-            sha256_file(p) for p in (prompt_file(self.config.generate, lang) for lang in ("zh", "en")) if p.is_file()
-        ]
+        files = [prompt_file(self.config.generate, lang) for lang in ("zh", "en")]
+        if self.config.generate.propose_askers:
+            files += sorted(PROMPTS.glob("askers.*.md"))
+        return [sha256_file(p) for p in files if p.is_file()]

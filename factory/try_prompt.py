@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import tempfile
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,14 @@ from factory.documents import find_files, load_documents
 from factory.generate import ask, draw_evenly, llm_identity, pairs_of
 from factory.languages import language
 from factory.llm import LLM
-from factory.passages import count_tokens, heading_paths, load_tokenizer, split_documents
+from factory.passages import make_passages
 from factory.prompt_files import read_prompt
 from factory.prompting import VARIABLES, asker_of, prompt_file, requests_for
 from factory.question_rules import rule_broken
 from factory.question_types import schedule
 from factory.questions import read_questions, read_user_questions
 from factory.records import InputError, Pair, Passage
+from factory.settings import SplitConfig
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -104,34 +104,11 @@ def _try(
 
 
 def _corpus(config: Config, n: int) -> list[Passage]:
-    """The passages of some files drawn at random: as a build would split them, each in a group of its own."""
+    """The passages of some files drawn at random, as a build would make them, with nothing held out."""
     files = [str(path) for path, _ in find_files(config.input.path)]
     drawn = sorted(random.Random(config.seed).sample(files, min(len(files), FILES * n)))
     documents, _, _ = load_documents(config.input.model_copy(update={"path": drawn}))
-    tokenizer = load_tokenizer(Path(config.model.path))
-    spans, _ = split_documents(documents, config.passages, tokenizer)
-    headings = {d.id: heading_paths(d) for d in documents}
-    found = []
-    for document, start, end in spans:
-        offsets, paths = headings[document.id]
-        identity, text = f"{document.id}@{start}", document.text[start:end]
-        found.append(
-            Passage(
-                id=identity,
-                document_id=document.id,
-                source=document.source,
-                title=document.title,
-                headings=paths[bisect_right(offsets, start) - 1],
-                text=text,
-                start=start,
-                end=end,
-                tokens=count_tokens(tokenizer, text),
-                document_group=document.id,
-                duplicate_group=identity,
-                split="train",
-            )
-        )
-    return found
+    return make_passages(documents, config.model_copy(update={"split": SplitConfig(eval=0)}), [])[0]
 
 
 def render(passages: Sequence[Passage], tried: Sequence[Tried]) -> list[RenderableType]:
