@@ -174,9 +174,9 @@ def generate(
 def ask(llm: LLM, requests: Sequence[Request], watch: Callable[[int, Answer], str]) -> tuple[list[Answer], Usage]:
     """The answers in the order of the requests; what cannot be read is asked for once more.
 
-    Requests with the same system part follow one another: a server reuses a prefix that it has just seen.
+    Requests that differ in their last part alone follow one another: a server reuses a prefix that it has just seen.
     """
-    order = sorted(range(len(requests)), key=lambda i: requests[i].messages[0])
+    order = sorted(range(len(requests)), key=lambda i: requests[i].messages[:-1])
     ordered, usage = llm.complete([requests[i] for i in order], "ask the LLM", lambda n, a: watch(order[n], a))
     answers = [a for _, a in sorted(zip(order, ordered, strict=True), key=lambda both: both[0])]
     unreadable = [i for i, a in enumerate(answers) if not a.failure and not readable(a.text)]

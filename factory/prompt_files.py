@@ -1,5 +1,7 @@
 """Prompt files: a YAML header between `---` lines, then `## system` and `## user` with ${variables}.
 
+Between them may stand demonstrations, each a `## user` and the `## assistant` that answers it: what a small LLM follows best.
+
 The header's keys, all of them optional: `purpose` (a sentence), `language` (zh or en: the passages that it is for),
 `variables` (those that the text uses), `fields` (what the LLM writes for each question, with the most characters that
 it may take: the JSON schema of its answer), `answer` (in words, where the answer is no JSON).
@@ -21,6 +23,7 @@ from factory.records import InputError, Record, problem
 
 PROMPTS = Path(__file__).parent / "prompts"
 GAP = re.compile(r"\n{3,}")
+PART = re.compile(r"^## (system|user|assistant)[ \t]*\n", re.M)
 
 
 class Header(Record):
@@ -37,14 +40,12 @@ class Header(Record):
 class Prompt:
     """A prompt file that has been read; `messages` fills it in."""
 
-    system: string.Template
-    user: string.Template
+    parts: tuple[tuple[str, string.Template], ...]  # (role, text): system, user, then assistant and user in turn
     header: Header = field(default_factory=Header)
 
     def messages(self, variables: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-        """(role, text) of the two messages; empty variables leave no gap."""
-        parts = (("system", self.system), ("user", self.user))
-        return tuple((role, GAP.sub("\n\n", part.safe_substitute(variables)).strip()) for role, part in parts)
+        """(role, text) of each message; empty variables leave no gap."""
+        return tuple((role, GAP.sub("\n\n", part.safe_substitute(variables)).strip()) for role, part in self.parts)
 
 
 def read_prompt(path: Path, known: Collection[str], needed: Collection[str] = ("passage",)) -> Prompt:
@@ -64,14 +65,21 @@ def read_prompt(path: Path, known: Collection[str], needed: Collection[str] = ("
     except UnicodeDecodeError as e:
         raise InputError(f"not UTF-8 (byte {e.start})", where=path, fix="save it as UTF-8") from e
     header, text = _header(text, path)
-    before, mark, user = text.partition("## user\n")
-    _, mark2, system = before.partition("## system\n")
-    if not mark or not mark2:
-        raise InputError("expected a part '## system' and a part '## user'", where=path, fix=f"copy one from {PROMPTS}")
-    prompt = Prompt(string.Template(system.strip()), string.Template(user.strip()), header)
-    used = {*prompt.system.get_identifiers(), *prompt.user.get_identifiers()}
+    found = PART.split(text)[1:]
+    roles = found[::2]
+    if len(roles) < 2 or roles != ["system", *(("user", "assistant")[i % 2] for i in range(len(roles) - 1))]:
+        got = ", ".join(f"## {role}" for role in roles) or "no part"
+        what = f"got {got}; expected ## system, ## user, and for demonstrations ## assistant, ## user after that"
+        raise InputError(what, where=path, fix=f"copy one from {PROMPTS}")
+    if roles[-1] == "assistant":
+        raise InputError(
+            "the last part is ## assistant: nothing is left to be asked", where=path, fix="end with ## user"
+        )
+    prompt = Prompt(tuple((r, string.Template(t.strip())) for r, t in zip(roles, found[1::2], strict=True)), header)
+    names = [set(part.get_identifiers()) for _, part in prompt.parts]
+    used = set().union(*names)
     for name in sorted(needed):
-        if name not in used:
+        if name not in names[0] | names[-1]:  # a demonstration shows another passage
             raise InputError(f"the prompt never names ${{{name}}}", where=path)
     for name in sorted(used | set(header.variables or ())):
         if name not in known:

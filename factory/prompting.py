@@ -8,15 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from factory import demonstrations
 from factory.config import Config
-from factory.languages import language
+from factory.languages import HAN, language
 from factory.llm import Request
 from factory.prompt_files import PROMPTS, Prompt, read_prompt
 from factory.question_types import LONG, in_words, schedule
 from factory.records import InputError, Passage
 from factory.settings_questions import GenerateConfig
 
-VARIABLES = ("asker", "passage", "context", "before", "after", "count", "types", "style", "examples")
+OWN = ("asker", "passage", "context", "before", "after", "count", "types", "style", "examples")
+VARIABLES = OWN + demonstrations.VARIABLES
 # Who asks, where `generate.asker` does not say.
 ASKER = {"zh": "要在资料库里查东西的人", "en": "somebody who looks for something in a collection of documents"}
 # How the sentences and blocks that may be empty are put.
@@ -123,22 +125,27 @@ def requests_for(
         words = {"before": before, "after": after, "examples": shown(examples, lang, number, config)}
         words |= {"tone": config.generate.tone, "length": config.generate.length}
         put = {name: WORDING[lang][name].format(text) if text else "" for name, text in words.items()}
+        prompt = prompts[lang]
+        shape = schema(config.generate, lang, prompt, turns[number])
+        fields = shape["properties"]["items"]["items"]["required"]
         variables = {
-            "passage": crop(passage, config, len(before + after)),
+            "passage": "",
             "context": context_of(passage),
             "count": config.generate.questions_per_passage,
             "asker": asker_of(number, lang, config, askers or {}),
             "types": in_words(turns[number], lang),
             "style": put.pop("tone") + put.pop("length"),
             **put,
+            **demonstrations.demonstration(lang, turns[number], fields),
         }
+        variables["passage"] = crop(passage, config, size(prompt.messages(variables)))
         requests.append(
             Request(
-                messages=prompts[lang].messages(variables),
+                messages=prompt.messages(variables),
                 max_tokens=config.generate.max_tokens,
                 temperature=config.generate.temperature,
                 seed=config.llm.seed,
-                schema=schema(config.generate, lang, prompts[lang], turns[number]),
+                schema=shape,
             )
         )
     return requests
@@ -171,16 +178,22 @@ def neighbours(corpus: Sequence[Passage], characters: int) -> dict[str, tuple[st
     return found
 
 
-def crop(passage: Passage, config: Config, beside: int = 0) -> str:
-    """The passage, or as much of its beginning as fits `llm.context` beside the prompt and the answer.
+def crop(passage: Passage, config: Config, prompt: int) -> str:
+    """The passage, or as much of its beginning as fits `llm.context` beside a prompt of so many tokens and the answer.
 
-    The LLM's tokens are taken for the training model's, with a fifth to spare; the prompts take about 300, and each
-    character `beside` them one.
+    The LLM's tokens are taken for the training model's, with a fifth to spare.
     """
-    room = max(16, int(0.8 * (config.llm.context - config.generate.max_tokens - 300 - beside)))
+    room = max(16, int(0.8 * (config.llm.context - config.generate.max_tokens - prompt)))
     if passage.tokens <= room:
         return passage.text
     return passage.text[: max(1, len(passage.text) * room // passage.tokens)]
+
+
+def size(messages: Sequence[tuple[str, str]]) -> int:
+    """Tokens of a prompt, guessed: one for each Chinese character (LLMs of today take two thirds), one for three others."""
+    text = "".join(content for _, content in messages)
+    chinese = len(HAN.findall(text))
+    return chinese + (len(text) - chinese) // 3
 
 
 def context_of(passage: Passage) -> str:

@@ -71,7 +71,7 @@ def test_the_prompt_is_in_the_passages_language_and_carries_its_headings():
     chinese, english = requests_for(
         [passage("a"), passage("b", "Dry the electrodes at 350 C for two hours.")], config()
     )
-    assert "焊条在350℃烘干两小时。" in chinese.messages[1][1] and "焊材 > 烘干" in chinese.messages[1][1]
+    assert "焊条在350℃烘干两小时。" in chinese.messages[-1][1] and "焊材 > 烘干" in chinese.messages[-1][1]
     assert language(chinese.messages[0][1]) == "zh" and language(english.messages[0][1]) == "en"
     assert chinese.schema["properties"]["items"]["minItems"] == 3
 
@@ -79,14 +79,14 @@ def test_the_prompt_is_in_the_passages_language_and_carries_its_headings():
 def test_who_asks_and_what_is_asked_come_from_the_configuration():
     asked = config(generate={"asker": "夜班护士", "types": ["reason", "问剂量"]})
     (request,) = requests_for([passage("a")], asked)
-    assert request.messages[0][1].startswith("你是夜班护士。")
-    assert "第1个问为什么，第2个问剂量，第3个问为什么" in request.messages[1][1]
+    assert request.messages[0][1].startswith("你是夜班护士，")
+    assert "第1个问为什么，第2个问剂量，第3个问为什么" in request.messages[-1][1]
 
 
 def test_a_passage_that_would_not_fit_the_llm_is_asked_about_by_its_beginning():
     long = passage("a", "焊" * 10_000).model_copy(update={"tokens": 10_000})
     (request,) = requests_for([long], config(llm={"context": 1024}, generate={"max_tokens": 200}))
-    assert 300 < request.messages[1][1].count("焊") < 1024 - 200
+    assert 250 < request.messages[-1][1].count("焊") < 1024 - 200 - 400
 
 
 def test_copies_and_leaks_are_not_asked_about_and_are_counted():

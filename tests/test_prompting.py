@@ -5,15 +5,17 @@ import json
 import pytest
 
 from factory.askers import propose
+from factory.demonstrations import demonstrations
 from factory.generate import ask
 from factory.llm import LLM
 from factory.prompt_files import PROMPTS, read_prompt
 from factory.prompting import VARIABLES, prompt_for, requests_for
-from factory.question_types import schedule
+from factory.question_rules import rule_broken
+from factory.question_types import TYPES, schedule
 from factory.questions import Answer, Question, read_user_questions
-from factory.records import InputError
+from factory.records import InputError, Pair
 from factory.settings import LLMConfig
-from factory.settings_questions import GenerateConfig
+from factory.settings_questions import GenerateConfig, QualityConfig
 from tests.test_generate import config, passage
 
 ENGLISH = "Dry the electrodes at 350 C for two hours."
@@ -37,7 +39,11 @@ def test_what_is_not_asked_for_leaves_no_trace_in_the_prompt():
     ("text", "message"),
     [
         ("ask something about ${passage}", "## system"),
+        ("## user\n${passage}\n", "got ## user; expected ## system"),
+        ("## system\nx\n## user\n${passage}\n## assistant\nand then?\n", "nothing is left to be asked"),
+        ("## system\nx\n## user\ny\n## user\n${passage}\n", "got ## system, ## user, ## user; expected"),
         ("## system\nx\n## user\nno passage here\n", "never names"),
+        ("## system\nx\n## user\n${passage}\n## assistant\ny\n## user\nno passage here\n", "never names"),
         ("## system\nx\n## user\n${passage} ${pasage}\n", r"no such variable \$\{pasage\}.*\n.*context"),
         ("---\nlanguage: de\n---\n## system\nx\n## user\n${passage}\n", "the header: language"),
         ("---\nlangage: zh\n---\n## system\nx\n## user\n${passage}\n", "langage: is not a known key"),
@@ -61,6 +67,42 @@ def test_a_prompt_of_ones_own_sets_the_schema_and_keeps_its_dollars(tmp_path):
     assert {name: p["maxLength"] for name, p in properties.items()} == {"question": 33, "answer": 7}
     with pytest.raises(InputError, match="question-question needs the field 'rephrased'"):
         prompt_for(GenerateConfig(prompt=str(tmp_path / "p.md"), pairing="question-question"), "zh")
+
+
+def test_demonstrations_stand_as_turns_between_the_system_part_and_the_passage(tmp_path):
+    text = "## system\nask\n## user\na boiler\n## assistant\n{}\n## user\n${passage}, ${count}\n"
+    (tmp_path / "p.md").write_text(text)
+    messages = read_prompt(tmp_path / "p.md", VARIABLES).messages({"passage": "a pump", "count": 3})
+    assert messages == (("system", "ask"), ("user", "a boiler"), ("assistant", "{}"), ("user", "a pump, 3"))
+
+
+@pytest.mark.parametrize("lang", ["zh", "en"])
+def test_the_demonstration_keeps_the_rules_that_questions_are_held_to(lang):
+    shown = demonstrations()[lang]
+    assert set(shown["questions"]) == set(TYPES[lang])
+    text = passage("a", shown["passage"])
+    for kind, item in shown["questions"].items():
+        for wording in (item["question"], item["rephrased"]):
+            target = {"target_id": "a", "target_text": text.text, "duplicate_group": "a"}
+            asked = Pair(id=kind, passage_id="a", query=wording, answer=item["answer"], split="train", **target)
+            assert rule_broken(asked, text, QualityConfig(min_answer=1)) is None, wording
+            assert item["answer"] not in wording
+
+
+def test_each_kind_that_is_asked_for_is_demonstrated_once():
+    def example(types: list[str], pairing: str = "question-document") -> tuple[str, dict]:
+        (request,) = requests_for([passage("a")], config(generate={"types": types, "pairing": pairing}))
+        assert [role for role, _ in request.messages] == ["system", "user", "assistant", "user"]
+        items = json.loads(request.messages[2][1])["items"]
+        assert list(items[0]) == request.schema["properties"]["items"]["items"]["required"]
+        return request.messages[1][1], items
+
+    said, items = example(["keyword", "keyword", "comparison"], "question-question")
+    assert "写2个问题，第1个只写几个搜索用的关键词，第2个问两样东西有什么区别" in said
+    of = demonstrations()["zh"]["questions"]
+    assert [i["rephrased"] for i in items] == [of["keyword"]["rephrased"], of["comparison"]["rephrased"]]
+    _, items = example(["像老师考学生那样问"])
+    assert [i["question"] for i in items] == [of["fact"]["question"], of["how-to"]["question"]]
 
 
 def test_a_chinese_prompt_is_not_given_english_passages(tmp_path):
@@ -108,8 +150,8 @@ def test_who_asks_in_which_tone_after_whose_example_and_between_which_texts():
     assert "夜班护士" in system and "语气：着急。" in system and "长度：10字以内。" in system
     assert "- 孩子发烧怎么办" in system and "- 药能停吗" in system and "How long" not in system
     assert "家属" in second.messages[0][1] and "夜班护士" in third.messages[0][1]
-    assert "（上文：……条受潮。）\n焊条在350" in second.messages[1][1] and "下文" not in second.messages[1][1]
-    assert "（下文：焊条在3……）" in first.messages[1][1] and "上文" not in third.messages[1][1]
+    assert "（上文：……条受潮。）\n焊条在350" in second.messages[-1][1] and "下文" not in second.messages[1][1]
+    assert "（下文：焊条在3……）" in first.messages[-1][1] and "上文" not in third.messages[1][1]
 
 
 def test_examples_are_read_from_any_table_and_test_questions_are_kept_out(tmp_path):

@@ -105,7 +105,7 @@ def test_what_prompts_share_is_computed_once(tmp_path: Path, running: str) -> No
         for kind, known in zip(("queries", "hits"), before, strict=True)
     )
     assert asked == sum(a.prompt_tokens for a in answers)
-    own = sum(len(r.messages[1][1]) for r in requests) / sum(len(c) for r in requests for _, c in r.messages)
+    own = sum(len(r.messages[-1][1]) for r in requests) / sum(len(c) for r in requests for _, c in r.messages)
     assert hits / asked > 0.6 * (1 - own), (
         f"{hits:.0f} of {asked:.0f} tokens; {own:.0%} of the text is each prompt's own"
     )

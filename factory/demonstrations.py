@@ -1,0 +1,39 @@
+"""The demonstration in the package's prompts: a passage with a question of each kind that is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import yaml
+
+from factory.prompt_files import PROMPTS
+from factory.question_types import in_words
+
+FILE = PROMPTS / "demonstration.yaml"
+# What is shown where every kind that is asked for is the user's own.
+OTHERWISE = ("fact", "how-to")
+VARIABLES = ("example_context", "example_passage", "example_count", "example_types", "example_answer")
+
+
+@cache
+def demonstrations() -> dict[str, Any]:
+    """By language: context, passage and by kind of question its fields."""
+    found: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    return found
+
+
+def demonstration(lang: str, types: Sequence[str], fields: Sequence[str]) -> dict[str, str]:
+    """The prompts' variables of a demonstration of these kinds, each once; its answer is JSON with these fields."""
+    shown = demonstrations()[lang]
+    kinds = [kind for kind in dict.fromkeys(types) if kind in shown["questions"]] or list(OTHERWISE)
+    items = [{name: shown["questions"][kind][name] for name in fields} for kind in kinds]
+    return {
+        "example_context": shown["context"],
+        "example_passage": shown["passage"],
+        "example_count": str(len(kinds)),
+        "example_types": in_words(kinds, lang),
+        "example_answer": json.dumps({"items": items}, ensure_ascii=False, separators=(",", ":")),
+    }
