@@ -73,7 +73,7 @@ def write_report(run_folder: Path, language: Language = "auto") -> Path:
         "duration": _duration,
         "metric": metric_name,
     }
-    views = {
+    views: dict[str, Any] = {
         "story": story(run, described),
         "verdicts": verdicts(first),
         "questions": questions_section(described),
@@ -103,7 +103,7 @@ def write_report(run_folder: Path, language: Language = "auto") -> Path:
         config_yaml=yaml.safe_dump(run["config"], allow_unicode=True, sort_keys=False) if "config" in run else "",
         versions={k: v for k, v in run.get("versions", {}).items() if v},
         fingerprints=_fingerprints(stages, first),
-        seconds={name: stage.get("seconds", 0) for name, stage in stages.items()},
+        seconds=[(known("stage", name), stage.get("seconds", 0)) for name, stage in stages.items()],
     )
     path = run_folder / "report.html"
     with atomic_text(path) as f:
@@ -150,11 +150,19 @@ def _dropped(folder: Path, stages: Mapping[str, Any]) -> list[dict[str, Any]]:
                 shown.append({k: row.get(k) or "" for k in ("id", "detail", "text")})
         most = max(counts.values(), default=1)
         reasons = [
-            {"reason": reason, "name": known("reason", reason), "count": count, "width": 100 * count / most, "examples": examples[reason]}
+            {
+                "reason": reason,
+                "name": known("reason", reason),
+                "count": count,
+                "width": 100 * count / most,
+                "examples": examples[reason],
+            }
             for reason, count in counts.most_common()
         ]
         if reasons:
-            found.append({"stage": path.stem, "count": counts.total(), "reasons": reasons})
+            found.append(
+                {"stage": path.stem, "name": known("stage", path.stem), "count": counts.total(), "reasons": reasons}
+            )
     return found
 
 
@@ -186,7 +194,7 @@ def _sample(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
     for name in ("pos", "neg"):
         passages = row.get(name) or []
         texts[name] = list(zip(passages, row.get(f"{name}_scores") or [None] * len(passages), strict=False))
-    return {"query": row.get("query", ""), "type": kind, **texts}
+    return {"query": row.get("query", ""), "type": known("type", kind) if kind else "", **texts}
 
 
 def _lengths(lengths: list[int]) -> dict[str, Any] | None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from factory.report_words import Text, same
+from factory.report_words import Text, same, say
 
 BLUE, GREEN, RED, ORANGE, GREY = "#3d6fb6", "#1d7a46", "#b3322c", "#dc7a3c", "#7b8794"
+DECADES = 4
 DASHES = ("6 3", "2 3", "9 3 2 3")  # of the lines that mark a threshold, so that they differ without colour
 
 
@@ -64,28 +65,32 @@ def histogram(
     *,
     unit: str = "{:,g}",
     tips: Sequence[str] = (),
-    ticks: int = 5,
+    log: bool = False,
 ) -> Chart:
     """Shares of each group over common bins: the first as bars, the others as outlines, on one scale.
 
     Args:
         edges: (bins + 1,), evenly spaced. counts: (name, colour, (bins,) numbers) for each group. marks: (name, value).
+        log: heights go by the logarithm, `DECADES` powers of ten up to the highest.
     """
     shares = [np.asarray(n, float) / max(float(np.sum(n)), 1.0) for _, _, n in counts]
     most = max(float(s.max(initial=0)) for s in shares) or 1.0
+    heights = [_height(s / most, log) for s in shares]
     bins = len(edges) - 1
     x = [100 * i / bins for i in range(bins + 1)]
     series = tuple(
-        Series(name, _bars(x, s / most) if i == 0 else _steps(x, s / most), colour, filled=i == 0, opacity=0.55)
-        for i, ((name, colour, _), s) in enumerate(zip(counts, shares, strict=True))
+        Series(name, _bars(x, h) if i == 0 else _steps(x, h), colour, filled=i == 0, opacity=0.55)
+        for i, ((name, colour, _), h) in enumerate(zip(counts, heights, strict=True))
     )
     low, high = float(edges[0]), float(edges[-1])
     return Chart(
         series,
-        _ticks(low, high, ticks, unit),
+        _ticks(low, high, 5, unit),
         _marks(marks, low, high),
         tuple((x[i], 100 / bins, words) for i, words in enumerate(tips)),
-        top=same(f"{100 * most:.0f} %"),
+        top=say("chart.log-top", most=100 * most, least=100 * most / 10**DECADES)
+        if log
+        else same(f"{100 * most:.0f} %"),
     )
 
 
@@ -143,6 +148,11 @@ def _path(shape: Sequence[tuple], turned: bool) -> str:
     return "".join(words) + "Z"
 
 
+def _height(shares: np.ndarray, log: bool) -> np.ndarray:
+    """Of shares of the highest, 0 to 1."""
+    return np.clip(1 + np.log10(np.maximum(shares, 1e-9)) / DECADES, 0, 1) if log else shares
+
+
 def _bars(x: Sequence[float], heights: np.ndarray) -> str:
     gap = 0.06 * (x[1] - x[0])
     some = [(a + gap, b - gap, 100 - 100 * h) for a, b, h in zip(x, x[1:], heights, strict=False) if h > 0]
@@ -165,9 +175,8 @@ def _ticks(low: float, high: float, number: int, unit: str) -> tuple[tuple[float
     """Round values, about `number` of them."""
     if not high > low:
         return ((0.0, unit.format(low)),)
-    rough = (high - low) / number
-    power = 10.0 ** np.floor(np.log10(rough))
-    step = power * next(nice for nice in (1, 2, 5, 10) if nice * power >= rough * 0.999)
+    power = 10.0 ** np.floor(np.log10((high - low) / number))
+    step = min((nice * power for nice in (1, 2, 5, 10)), key=lambda s: abs((high - low) / s - number))
     first = int(np.ceil(low / step - 1e-9))
     values = [round(i * step, 12) for i in range(first, int(np.floor(high / step + 1e-9)) + 1)]
     return tuple((100 * (v - low) / (high - low), unit.format(v)) for v in values)

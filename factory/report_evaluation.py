@@ -127,7 +127,9 @@ def _groups(groups: Sequence[Mapping[str, Any]], models: Sequence[str], draw: _A
                 change = {c["model"]: c for c in g["changes"] if c["mode"] == "dense"}
                 values = [100 * g["values"][name] for name in ("BM25", *(f"{m} dense" for m in models))]
                 changes = [draw(change.get(m)) for m in models[1:]]
-                rows.append({"name": _group_name(g["name"]), "queries": g["queries"], "values": values, "changes": changes})
+                rows.append(
+                    {"name": _group_name(g["name"]), "queries": g["queries"], "values": values, "changes": changes}
+                )
         if rows:
             found.append({"kind": kind, "rows": rows})
     return found
@@ -135,6 +137,8 @@ def _groups(groups: Sequence[Mapping[str, Any]], models: Sequence[str], draw: _A
 
 def _group_name(name: str) -> Text:
     text = known("group", name)
+    if text == same(name):
+        text = known("type", name)
     return said(name) if text == same(name) else text
 
 

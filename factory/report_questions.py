@@ -96,7 +96,7 @@ def _kind(title: str, name: str) -> Text:
     """A type or asker; what stands for none, or for a user's own pairs, in both languages."""
     if name in ("", "no type"):
         return say(f"questions.no-{title}")
-    return say("questions.given") if name == "given" else same(name)
+    return say("questions.given") if name == "given" else known("type", name)
 
 
 def _difficulty(counts: Mapping[str, int]) -> dict[str, Any]:
@@ -122,9 +122,7 @@ def _language(name: str, lang: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lengths(h: Mapping[str, Any]) -> dict[str, Any]:
     """Both histograms as shares of their own questions, on one scale: bars, and the real ones as a line of steps."""
-    sides = {
-        side: np.array(h[side]["bins"]) for side in ("generated", "real") if h[side] is not None
-    }
+    sides = {side: np.array(h[side]["bins"]) for side in ("generated", "real") if h[side] is not None}
     bins = len(next(iter(sides.values())))
     edges = h["from"] + h["width"] * np.arange(bins + 1)
     counts = [(say(_SIDES[side][0]), _SIDES[side][2], n) for side, n in sides.items()]
@@ -147,11 +145,7 @@ _SIDES = {
 
 def _openings(o: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One column for each side that has questions; bars and marks of all columns on one scale."""
-    sides = [
-        (say(_SIDES[side][0]), o[side])
-        for side in _SIDES
-        if o[side]
-    ]
+    sides = [(say(_SIDES[side][0]), o[side]) for side in _SIDES if o[side]]
     most = max(max(t["share"], t["other_share"] or 0) for _, side in sides for t in side["top"])
     return [
         {

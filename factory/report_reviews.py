@@ -49,7 +49,7 @@ def reviews_view(run_folder: Path, say_line: Any = lambda _: None) -> Reviews | 
     held = [d for d in decisions.values() if d.id in questions] if questions else list(decisions.values())
     if not decisions:
         return None
-    seen = Counter(d.decision for d in held)
+    seen = Counter(str(d.decision) for d in held)
     against = len(held) - seen["good"]
     low, high = wilson(against, len(held))
     return Reviews(

@@ -164,7 +164,9 @@ def _hardness(told: Any, config: ChooseConfig, judged: bool) -> Spread | None:
     if not found or not found.total("negative"):
         return None
     lines = [(say(f"scores.{name}", at=value), value) for name, value in marks]
-    caption = say(f"scores.hardness-{kind}-caption", low=found.quantile("negative", 0.25), high=found.quantile("negative", 0.75))
+    caption = say(
+        f"scores.hardness-{kind}-caption", low=found.quantile("negative", 0.25), high=found.quantile("negative", 0.75)
+    )
     return _spread(f"hardness-{kind}", found, GROUPS[:2], lines, "{:.2f}", caption)
 
 
@@ -174,12 +176,14 @@ def _probabilities(told: Any, config: ChooseConfig, judged: bool) -> Spread | No
     found = _count(told, pl.col("probability"), (0.0, 1.0))
     if not found:
         return None
-    everything = sum(found.of.values())
-    above = int(np.asarray(everything)[round(config.reject_at * FINE) :].sum())
+    first = round(config.reject_at * FINE)
+    above = {kind: int(n[first:].sum()) for kind, n in found.of.items()}
+    total = sum(found.total(kind) for kind in found.of)
     marks = [(say("scores.reject_at", at=config.reject_at), config.reject_at)]
     if judged and config.promote_at < 1:
         marks.append((say("scores.promote_at", at=config.promote_at), config.promote_at))
-    caption = say("scores.probability-caption", above=above, of=int(np.sum(everything)), at=config.reject_at)
+    chosen = above.get("negative", 0)
+    caption = say("scores.probability-caption", above=sum(above.values()), of=total, at=config.reject_at, chosen=chosen)
     return _spread("probability", found, GROUPS, marks, "{:.1f}", caption, bins=50)
 
 
@@ -256,16 +260,21 @@ def _spread(
     values = [value for _, value in marks]
     low = min([*(found.quantile(n, 0.001) for n, _ in there), *values])
     high = max([*(found.quantile(n, 0.999) for n, _ in there), *values])
-    if key in ("rank", "probability"):
+    if key == "probability":
         low, high = found.low, found.high
+    if key == "rank":  # bins of as many whole ranks each
+        width = -(-round(found.high - found.low + 1) // bins)
+        bins = -(-round(found.high - found.low + 1) // width)
+        low, high = found.low - 0.5, found.low - 0.5 + width * bins
     if high - low < 1e-6:
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, bins + 1)
-    counts = [(say(f"scores.group-{n}", n=found.total(n)), colour, found.binned(n, low, high, bins)) for n, colour in there]
+    counts = [
+        (say(f"scores.group-{n}", n=found.total(n)), colour, found.binned(n, low, high, bins)) for n, colour in there
+    ]
     tips = [_tip(unit, edges[i], edges[i + 1], [(n, c[i]) for n, _, c in counts]) for i in range(bins)]
-    return Spread(say(f"scores.{key}"), histogram(edges, counts, marks, tips=tips), caption)
+    return Spread(say(f"scores.{key}"), histogram(edges, counts, marks, tips=tips, log=key == "probability"), caption)
 
 
 def _tip(unit: str, low: float, high: float, counts: Sequence[tuple[Text, float]]) -> str:
     return f"{unit.format(low)}–{unit.format(high)}: " + ", ".join(f"{int(n):,}" for _, n in counts)
-

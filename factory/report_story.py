@@ -13,7 +13,12 @@ from factory.report_words import Text, join, known, say
 # Red to yellow: tried in vain. Grey: left out on purpose.
 VAIN, LEFT = ("#b3322c", "#dc7a3c", "#ecb254", "#f5d9a0"), ("#7b8794", "#a3adb8", "#c5ccd4", "#dde2e8")
 DELIBERATE = {*ON_PURPOSE, "held-out", "given-with-its-question", "over-given-share"}
-OF_PASSAGES = {*ON_PURPOSE, "given-with-its-question", "no-answer", "unparsable"}  # generate's other reasons: of questions
+OF_PASSAGES = {
+    *ON_PURPOSE,
+    "given-with-its-question",
+    "no-answer",
+    "unparsable",
+}  # generate's other reasons: of questions
 NOT_ROWS = {"no-passage"}  # export's: of the user's test questions, which are no part of the story's last step
 Counts = Mapping[str, int]
 
@@ -111,7 +116,9 @@ def _rows(export: Mapping[str, Any], choose: Mapping[str, Any]) -> Step | None:
 
 
 def _step(name: str, on: int, goes_on: str, lost: Counts, note: Text | None = None) -> Step:
-    lost = dict(sorted(((reason, n) for reason, n in lost.items() if n), key=lambda r: (r[0] in DELIBERATE, -r[1], r[0])))
+    lost = dict(
+        sorted(((reason, n) for reason, n in lost.items() if n), key=lambda r: (r[0] in DELIBERATE, -r[1], r[0]))
+    )
     total = on + sum(lost.values())
     vain, left = list(VAIN), list(LEFT)
     parts = [Part(known("story.part", goes_on), on, _percent(on, total), BLUE)] if goes_on else []
@@ -132,4 +139,3 @@ def result_flow(verdict: str) -> Flow:
 
 def _percent(part: int, whole: int) -> float:
     return 100 * part / whole if whole else 0.0
-

@@ -127,9 +127,8 @@ def done(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Text | None:
     if not made:
         return None
     parts = [join(made, " → ", " → ")]
-    if llm := config.get("llm", {}).get("model"):
-        if config.get("input", {}).get("kind") != "pairs":
-            parts.append(say("done.llm", llm=Path(llm).name))
+    if (llm := config.get("llm", {}).get("model")) and config.get("input", {}).get("kind") != "pairs":
+        parts.append(say("done.llm", llm=Path(llm).name))
     if evaluation:
         tested = "people" if config.get("test", {}).get("questions") else "held-out"
         parts.append(say(f"done.measured-{tested}", n=evaluation["queries"], passages=evaluation["passages"]))
@@ -138,7 +137,12 @@ def done(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Text | None:
 
 def subtitle(config: Mapping[str, Any]) -> Text | None:
     """Which model, and who asked the questions: the folders' names, paths are in the configuration below."""
-    parts = (("model", "model", "path"), ("llm", "llm", "model"), ("reranker", "score", "reranker"), ("preset", "choose", "preset"))
+    parts = (
+        ("model", "model", "path"),
+        ("llm", "llm", "model"),
+        ("reranker", "score", "reranker"),
+        ("preset", "choose", "preset"),
+    )
     found: Sequence[Text] = [
         say(f"subtitle.{word}", name=same(Path(value).name))
         for word, part, key in parts

@@ -45,7 +45,7 @@ def training_view(run_folder: Path, evaluation: Mapping[str, Any], run: Mapping[
         evaluation: evaluation.json, run: run.json; either may be empty.
     """
     models = list(evaluation.get("models", {}).items())[1:]
-    folders = [(name, _folder(run_folder, Path(about["path"]))) for name, about in models]
+    folders = [(name, _folder(run_folder, Path(about.get("path", name)))) for name, about in models]
     if not folders and (run_folder / "tuned").is_dir():
         folders = [("tuned", run_folder / "tuned")]
     return [_training(run_folder, name, folder, run) for name, folder in folders]
@@ -66,7 +66,10 @@ def _training(run_folder: Path, name: str, folder: Path, run: Mapping[str, Any])
         found = _read(file)
         if not found:
             remarks.append(say("training.unreadable", file=_shown(file, run_folder)))
-        for tag, points in found.items():  # a training that was resumed: its own steps replace those of the earlier file
+        for (
+            tag,
+            points,
+        ) in found.items():  # a training that was resumed: its own steps replace those of the earlier file
             kept = {step: v for step, v in values.get(tag, {}).items() if step < min(points)}
             values[tag] = kept | points
     if not files:
