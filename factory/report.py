@@ -68,7 +68,7 @@ def write_report(run_folder: Path, language: Language = "auto") -> Path:
     )
     environment.filters |= {
         "number": "{:,}".format,
-        "percent": "{:.0f} %".format,
+        "percent": _percent,
         "clip": _clip,
         "duration": _duration,
         "metric": metric_name,
@@ -235,6 +235,10 @@ def _false_negatives(model: Mapping[str, Any]) -> dict[str, Any] | None:
 def _clip(text: Any, length: int = CLIP) -> str:
     text = str(text)
     return text if len(text) <= length else text[:length].rstrip() + " …"
+
+
+def _percent(value: float) -> str:
+    return "< 1\u00a0%" if 0 < value < 0.5 else f"{value:.0f}\u00a0%"
 
 
 def _duration(seconds: float) -> Text:

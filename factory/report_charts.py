@@ -39,15 +39,14 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """`ticks` are (place, label) along the x axis; `tips` (from, width, words) what the mouse finds; `top` and `bottom`
-    what the ends of the y axis stand for."""
+    """`ticks` are (place, label) along the x axis; `tips` (from, width, words) what the mouse finds; `top` is what the
+    full height stands for, counted from zero."""
 
     series: tuple[Series, ...]
     ticks: tuple[tuple[float, str], ...]
     marks: tuple[Mark, ...] = ()
     tips: tuple[tuple[float, float, str], ...] = ()
     top: Text | None = None
-    bottom: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,8 @@ def curve(xs: Sequence[float], ys: Sequence[float], colour: str = BLUE, *, unit:
     """One line over x; y from 0, or from its lowest value where that is negative, to its highest."""
     low, high = min(0.0, *ys), max(*ys, 0.0)
     line = _line(_place(xs, xs[0], xs[-1]), [100 - y for y in _place(ys, low, high)])
-    ends = (same(unit.format(high)), same(unit.format(low)))
-    return Chart((Series(None, line, colour),), _ticks(xs[0], xs[-1], 4, "{:,g}"), top=ends[0], bottom=ends[1])
+    top = unit.format(high) if low == 0 else f"{unit.format(low)} … {unit.format(high)}"
+    return Chart((Series(None, line, colour),), _ticks(xs[0], xs[-1], 4, "{:,g}"), top=same(top))
 
 
 def reliability(points: Sequence[tuple[float, float]], tips: Sequence[str]) -> Chart:
@@ -112,7 +111,7 @@ def reliability(points: Sequence[tuple[float, float]], tips: Sequence[str]) -> C
         Series(None, dots, BLUE, filled=True),
     )
     near = tuple((a - 1.5, 3.0, words) for a, words in zip(x, tips, strict=True))
-    return Chart(series, _ticks(0, 1, 5, "{:g}"), tips=near, top=same("1"), bottom=same("0"))
+    return Chart(series, _ticks(0, 1, 5, "{:g}"), tips=near, top=same("1"))
 
 
 def flow(passed: float, colour: str, lost: Sequence[tuple[float, str]]) -> Flow:

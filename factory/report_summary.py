@@ -19,7 +19,7 @@ class Verdict:
 
     Attributes:
         verdict: better, unsure (no difference is shown) or worse.
-        deploy: yes, beside (only together with BM25) or no.
+        deploy: yes, beside (only together with BM25, whose value alone is higher) or no.
         reasons: sentences behind `deploy`.
     """
 
@@ -63,12 +63,14 @@ def _verdict(e: Mapping[str, Any], d: Mapping[str, Any]) -> Verdict:
     for gate in failed:
         reasons.append(say("summary.gate", metric=gate["metric"], set=gate["eval_set"], got=100 * gate["got"]))
     reasons += forgot
+    fused = value.get((d["model"], d["mode"] + FUSED))
     beaten = words is not None and words > tuned
+    in_vain = beaten and fused is not None and fused <= words
     if beaten:
-        reasons.append(_beside_bm25(e, d, metric, value))
+        reasons.append(_beside_bm25(e, d, value, fused))
     if e["queries"] < FEW and kind != "unsure":
         reasons.append(say("summary.few", n=e["queries"]))
-    stops = kind != "better" or failed or forgot
+    stops = kind != "better" or failed or forgot or in_vain
     return Verdict(
         d["model"], d["base"], d["mode"], metric, value[d["base"], d["mode"]], tuned, change["value"], change["low"],
         change["high"], kind, "no" if stops else "beside" if beaten else "yes", reasons, words,
@@ -98,15 +100,16 @@ def _forgotten(e: Mapping[str, Any], d: Mapping[str, Any]) -> list[Text]:
 
 
 def _beside_bm25(
-    e: Mapping[str, Any], d: Mapping[str, Any], metric: str, value: Mapping[tuple[str, str], float]
+    e: Mapping[str, Any], d: Mapping[str, Any], value: Mapping[tuple[str, str], float], fused: float | None
 ) -> Text:
     """BM25 finds more: surely, or by the value alone; and what both together reach, if that was measured."""
-    at = (d["model"], d["mode"])
-    against = next((x["metrics"][metric] for x in e.get("against_bm25", []) if (x["model"], x["mode"]) == at), None)
-    certain = against is not None and against["high"] < 0
-    told = say(f"summary.bm25-{'sure' if certain else 'higher'}", bm25=value[BM25, ""], tuned=value[at])
-    fused = value.get((d["model"], d["mode"] + FUSED))
-    return told if fused is None else join([told, say("summary.fused", fused=fused)], " ", "")
+    at, words = (d["model"], d["mode"]), value[BM25, ""]
+    changes = (x["metrics"][headline(e)] for x in e.get("against_bm25", []) if (x["model"], x["mode"]) == at)
+    certain = any(sure(change) == "worse" for change in changes)
+    told = say(f"summary.bm25-{'sure' if certain else 'higher'}", bm25=words, tuned=value[at])
+    if fused is None:
+        return told
+    return join([told, say("summary.fused" if fused > words else "summary.fused-less", fused=fused)], " ", "")
 
 
 def done(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Text | None:

@@ -43,7 +43,12 @@ def evaluation(change: tuple[float, float, float], **more: Any) -> dict[str, Any
 
 BETTER, UNSURE, WORSE = (0.12, 0.08, 0.16), (0.01, -0.02, 0.04), (-0.05, -0.08, -0.02)
 FAILED_GATE = {"model": "tuned", "passed": False, "metric": "ndcg@10", "eval_set": "eval", "got": 0.01}
-WORDS = {"model": "tuned", "base": "BM25", "mode": "dense", "metrics": {"ndcg@10": {"value": -0.2, "low": -0.3, "high": -0.1}}}
+WORDS = {
+    "model": "tuned",
+    "base": "BM25",
+    "mode": "dense",
+    "metrics": {"ndcg@10": {"value": -0.2, "low": -0.3, "high": -0.1}},
+}
 
 
 @pytest.mark.parametrize(
@@ -70,8 +75,11 @@ def test_a_bm25_that_finds_more_is_said(against, said) -> None:
     given = evaluation(BETTER, against_bm25=against)
     given["rows"][0]["metrics"]["ndcg@10"] = 0.8
     (found,) = verdicts(given)
-    assert found.deploy == "beside" and found.bm25 == 80
-    assert said in found.reasons[-1].en and "Both together reach 70.0" in found.reasons[-1].en
+    assert found.deploy == "no" and found.bm25 == 80
+    given["rows"][-1]["metrics"]["ndcg@10"] = 0.9  # both together are better than either
+    (together,) = verdicts(given)
+    assert together.deploy == "beside" and "Both together reach 90.0" in together.reasons[-1].en
+    assert said in found.reasons[-1].en and "Both together reach only 70.0" in found.reasons[-1].en
 
 
 def test_the_story_adds_up_to_what_run_json_counts() -> None:

@@ -6,12 +6,21 @@ import json
 import re
 import string
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 
+from factory.diversity import beside_real
+from factory.evaluation import Change
+from factory.evidence import learn
+from factory.false_negatives import fit, judge_error
+from factory.gates import limit, requirement, verdict
+from factory.groups import length_classes
+from factory.question_types import TYPES
 from factory.report import write_report
 from factory.report_words import WORDS, known, said, say, table
+from factory.settings_questions import RuleName
 from factory.workspace import write_json
 from tests.browser import Browser, find_chromium
 from tests.review_run import make_run
@@ -65,6 +74,37 @@ def test_values_are_escaped_and_sentences_of_files_are_recognised() -> None:
     assert said("68 questions are too few to learn from; 50 are needed").zh == "68 个问题太少，至少需要 50 个"
     assert said("<b>something else</b>").zh == "&lt;b&gt;something else&lt;/b&gt;"
     assert known("reason", "score > 0.9").zh == "score &gt; 0.9"
+
+
+def test_what_other_parts_write_into_the_files_is_translated(tmp_path: Path) -> None:
+    written = [text for gate, strict in ((requirement("ndcg@10 +0.05"), False), (requirement("ndcg@10 +0.05"), True),
+                                         (limit("general=-0.01"), False))
+               for value in (0.01, 0.2) for low in (-0.1, 0.005)
+               for text in verdict(gate, Change(value=value, low=low, high=0.3), strict)[1:] if text]  # fmt: skip
+    written += length_classes(["a" * n for n in (5, 50, 500)])
+    none = np.zeros(3, bool)
+    written += [str(learn(tmp_path, 8)), str(fit({}, none, np.ones(3), [], judge_error(np.ones(1), np.zeros(1))))]
+    written += [beside_real([], ["q"] * n, None)["missing"] for n in (0, 3)]
+    for sentence in written:
+        assert HAN.search(said(sentence).zh), sentence
+        assert said(sentence).en == sentence
+    factory = WORDS.parent.parent
+    reasons = re.findall(r'reason="([a-z_-]+)"', "".join(p.read_text(encoding="utf-8") for p in factory.glob("*.py")))
+    choices = re.findall(r'"([a-z]+(?:-[a-z]+)+)"', (factory / "presets.py").read_text(encoding="utf-8"))
+    wanted = {f"reason.{r}" for r in (*reasons, *get_args(RuleName))} | {f"choice.{c}" for c in choices}
+    wanted |= {f"type.{kind}" for kind in TYPES["en"]}
+    assert len(wanted) > 30 and wanted <= table().keys(), wanted - table().keys()
+
+
+def test_the_command_takes_a_language_and_names_those_that_there_are(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from factory.cli import app
+
+    done = CliRunner().invoke(app, ["report", str(tmp_path), "--language", "zh"])
+    assert done.exit_code == 0 and '<html lang="zh">' in (tmp_path / "report.html").read_text(encoding="utf-8")
+    wrong = CliRunner().invoke(app, ["report", str(tmp_path), "--language", "fr"])
+    assert wrong.exit_code == 2 and "auto" in wrong.output
 
 
 @pytest.fixture(scope="module")
