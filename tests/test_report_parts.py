@@ -165,7 +165,7 @@ def write_events(folder: Path, name: str, steps: range, loss: Any) -> Path:
 
 def test_training_curves_are_those_of_the_events_and_damage_is_named(tmp_path: Path) -> None:
     tuned = tmp_path / "tuned"
-    first = write_events(tuned / "runs" / "a", "1", range(1, 9), lambda s: 9.0)
+    first = write_events(tuned / "runs" / "a", "1", range(1, 15), lambda s: 9.0)
     write_events(tuned / "runs" / "b", "2", range(5, 11), lambda s: float("nan") if s == 7 else 1 / s)  # resumed at 5
     write_json(tuned / "launch.json", {"batch": {"updates": 12}, "data": [{"sha256": "ab" * 32}]})
     run = {"stages": {"export": {"outputs": {"train.jsonl": "cd" * 32}}}}
