@@ -16,14 +16,14 @@ from factory.languages import language as text_language
 from factory.modelfiles import read_json
 from factory.records import InputError, read_lines
 from factory.report_charts import BLUE, histogram, reliability
-from factory.report_evaluation import evaluation_view, metric_name
+from factory.report_evaluation import evaluation_view
 from factory.report_questions import questions_section
 from factory.report_reviews import reviews_view
 from factory.report_scores import scores_view
 from factory.report_story import result_flow, story
 from factory.report_summary import done, subtitle, verdicts
 from factory.report_training import training_view
-from factory.report_words import Text, known, said, say
+from factory.report_words import Text, known, metric_name, said, say
 from factory.workspace import atomic_text
 
 SAMPLES = 20  # training rows shown
@@ -73,6 +73,7 @@ def write_report(run_folder: Path, language: Language = "auto") -> Path:
         "duration": _duration,
         "metric": metric_name,
     }
+    environment.tests["existing"] = lambda name: (run_folder / name).is_file()
     views: dict[str, Any] = {
         "story": story(run, described),
         "verdicts": verdicts(first),

@@ -10,7 +10,7 @@ from factory.evaluation import is_variant
 from factory.modelfiles import read_json
 from factory.records import read_lines
 from factory.report_summary import headline
-from factory.report_words import Text, join, known, said, same
+from factory.report_words import Text, known, said, same
 
 KINDS = ("type", "origin", "document", "language", "length")
 
@@ -25,12 +25,6 @@ def evaluation_view(run_folder: Path) -> dict[str, Any] | None:
     rows = [row for _, row in read_lines(file)] if file.is_file() else []
     sets = [_set(e, rows) for e in (first, *first.get("further_sets", []))]
     return {"gates": [_gate(g) for g in first.get("gates", [])], "sets": sets, "seconds": first["seconds"]}
-
-
-def metric_name(metric: str) -> Text:
-    """`ndcg@10` as a reader knows it."""
-    name, at, k = metric.partition("@")
-    return join([known("metric", name), at + k], "", "")
 
 
 def _gate(g: Mapping[str, Any]) -> dict[str, Any]:

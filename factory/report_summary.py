@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.evaluation import BM25, FUSED, is_variant
-from factory.report_words import Text, join, same, say
+from factory.report_words import Text, join, metric_name, same, say
 
 FEW = 100  # held-out questions; with fewer an interval is wide, and their choice decides much
 
@@ -61,7 +61,9 @@ def _verdict(e: Mapping[str, Any], d: Mapping[str, Any]) -> Verdict:
     if kind == "unsure":
         reasons.append(say("summary.unsure-do", n=e["queries"], half=(change["high"] - change["low"]) / 2))
     for gate in failed:
-        reasons.append(say("summary.gate", metric=gate["metric"], set=gate["eval_set"], got=100 * gate["got"]))
+        reasons.append(
+            say("summary.gate", metric=metric_name(gate["metric"]), set=gate["eval_set"], got=100 * gate["got"])
+        )
     reasons += forgot
     fused = value.get((d["model"], d["mode"] + FUSED))
     beaten = words is not None and words > tuned

@@ -76,3 +76,9 @@ def said(sentence: str) -> Text:
             if found := re.fullmatch(pattern, sentence):
                 return say(key, **found.groupdict())
     return same(sentence)
+
+
+def metric_name(metric: str) -> Text:
+    """`ndcg@10` as a reader knows it."""
+    name, at, k = metric.partition("@")
+    return join([known("metric", name), at + k], "", "")

@@ -79,6 +79,8 @@ def test_the_story_is_told_from_documents_to_versions(run: Path) -> None:
     assert page.count('class="text pos"') == SAMPLES
     assert "50 training questions" in page
     assert "Not measured yet" in page
+    named = set(re.findall(r"<code>([\w./-]+\.(?:jsonl?|parquet))</code>", page))
+    assert {"run.json", "train.jsonl", "dropped/filter.jsonl"} <= named and all((run / n).is_file() for n in named)
 
 
 def test_no_text_of_a_document_is_run_and_nothing_is_loaded(run: Path) -> None:

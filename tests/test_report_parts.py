@@ -57,7 +57,7 @@ WORDS = {
         (evaluation(BETTER), "better", "yes", "+8.0 to +16.0 points, lies above zero"),
         (evaluation(UNSURE), "unsure", "no", "With 300 held-out questions, differences under about 3.0 points"),
         (evaluation(WORSE), "worse", "no", "lies below zero"),
-        (evaluation(BETTER, gates=[FAILED_GATE]), "better", "no", "A gate was not met: ndcg@10 on eval"),
+        (evaluation(BETTER, gates=[FAILED_GATE]), "better", "no", "A gate was not met: nDCG@10 on eval"),
         (evaluation(BETTER, further_sets=[evaluation(WORSE, name="general")]), "better", "no", "It got worse on general: -5.0"),
         (evaluation(BETTER, further_sets=[evaluation(UNSURE, name="general")]), "better", "yes", "above zero"),
         (evaluation(BETTER, queries=40), "better", "yes", "Only 40 held-out questions"),
