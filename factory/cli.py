@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -234,11 +234,20 @@ def audit(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="a run's folder")]) -> None:
-    """Write report.html again from what lies in the run's folder."""
+def report(
+    run: Annotated[Path, typer.Argument(help="a run's folder")],
+    language: Annotated[
+        Literal["zh", "en", "auto"],
+        typer.Option(help="the page holds both; this one is shown first. auto: that of most passages"),
+    ] = "auto",
+) -> None:
+    """Write report.html again from what lies in the run's folder: one file, no network, in Chinese and English.
+
+    It begins with what a team lead wants to know: base against tuned, how sure that is, and whether to deploy.
+    """
     from factory.report import write_report
 
-    typer.echo(write_report(run))
+    typer.echo(write_report(run, language))
 
 
 @app.command()

@@ -5,48 +5,58 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from factory.diversity import QUESTIONS
+from factory.languages import language as text_language
 from factory.modelfiles import read_json
 from factory.records import InputError, read_lines
+from factory.report_charts import BLUE, histogram, reliability
 from factory.report_evaluation import evaluation_view
 from factory.report_questions import questions_section
+from factory.report_reviews import reviews_view
+from factory.report_scores import scores_view
+from factory.report_story import result_flow, story
+from factory.report_summary import done, subtitle, verdicts
+from factory.report_training import training_view
+from factory.report_words import Text, known, metric_name, said, say
 from factory.workspace import atomic_text
 
 SAMPLES = 20  # training rows shown
 EXAMPLES = 3  # texts shown for a drop reason
+PASSAGES = 5_000  # that say which language the run is in
 FEATURES = 12  # of the model of false negatives, shown
 CLIP = 600  # characters of a passage that are shown
 
-# What each step's rows are called, where its count lies in run.json (stage, key), and which stage loses rows after it.
-STEPS = (
-    ("documents", "load", "documents"),
-    ("passages", "split", "passages"),
-    ("questions", "generate", "pairs"),
-    ("kept questions", "filter", "kept"),
-    ("training rows", "export", "examples"),
-)
+# The page's parts that the line under the summary leads to, as far as they are there.
+PARTS = ("story", "questions", "negatives", "training", "result", "review", "dropped", "rows", "made")
+Language = Literal["zh", "en", "auto"]
 
 
-def write_report(run_folder: Path) -> Path:
+def write_report(run_folder: Path, language: Language = "auto") -> Path:
     """Write `report.html` in a run's folder from what lies there; a part that is missing is named in the page.
 
-    It reads run.json, dropped/*.jsonl, questions.json, train.jsonl, evaluation.json, wins-and-losses.jsonl and what was
-    learnt of false negatives. The same files give the same bytes.
+    The page is in Chinese and English, with a switch. It reads run.json, questions.json, dropped/*.jsonl, train.jsonl,
+    the Parquet files of scores and decisions, evaluation.json, wins-and-losses.jsonl, review.jsonl, the tuned model's
+    TensorBoard files, and what was learnt of false negatives. The same files give the same bytes.
+
+    Args:
+        language: what the page is in when it is opened; auto: the language of most of the run's passages.
 
     Raises:
-        InputError: no such folder, or one of these files is not valid JSON.
+        InputError: no such folder, or one of these files is damaged.
     """
     import jinja2
     import yaml
 
     if not run_folder.is_dir():
         raise InputError("no such run folder", where=run_folder, fix="give the --out of a `bge-factory build`")
-    run = _json(run_folder / "run.json")
+    run, first = _json(run_folder / "run.json"), _json(run_folder / "evaluation.json")
+    described = _json(run_folder / QUESTIONS)
     samples, lengths = _training_rows(run_folder / "train.jsonl", _types(run_folder / "4-kept.jsonl"))
     stages: dict[str, Any] = run.get("stages", {})
     environment = jinja2.Environment(
@@ -56,24 +66,45 @@ def write_report(run_folder: Path) -> Path:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"number": "{:,}".format, "clip": _clip, "duration": _duration}
-    page = environment.get_template("report.html.j2").render(
-        name=run_folder.resolve().name,
-        subtitle=_subtitle(run.get("config", {})),
-        config_yaml=yaml.safe_dump(run["config"], allow_unicode=True, sort_keys=False) if "config" in run else "",
-        versions={k: v for k, v in run.get("versions", {}).items() if v},
-        funnel=_funnel(stages),
-        chosen=_chosen(stages.get("choose", {}).get("counts", {})),
-        dropped=_dropped(run_folder / "dropped", stages),
-        questions=questions_section(_json(run_folder / QUESTIONS)),
-        samples=samples,
-        histogram=_histogram(lengths),
-        evaluation=evaluation_view(run_folder),
-        evidence=_odds(_json(run_folder / "evidence-model.json")),
-        false_negatives=_false_negatives(_json(run_folder / "false-negative-model.json"))
+    environment.filters |= {
+        "number": "{:,}".format,
+        "percent": _percent,
+        "clip": _clip,
+        "duration": _duration,
+        "metric": metric_name,
+    }
+    environment.tests["existing"] = lambda name: (run_folder / name).is_file()
+    views: dict[str, Any] = {
+        "story": story(run, described),
+        "verdicts": verdicts(first),
+        "questions": questions_section(described),
+        "scores": scores_view(run_folder, run),
+        "evidence": _odds(_json(run_folder / "evidence-model.json")),
+        "false_negatives": _false_negatives(_json(run_folder / "false-negative-model.json"))
         if "judge" in stages
         else None,
-        seconds={name: stage.get("seconds", 0) for name, stage in stages.items()},
+        "training": training_view(run_folder, first, run),
+        "evaluation": evaluation_view(run_folder),
+        "reviews": reviews_view(run_folder),
+        "dropped": _dropped(run_folder / "dropped", stages),
+    }
+    negatives = views["scores"] or views["evidence"] or views["false_negatives"]
+    page = environment.get_template("report.html.j2").render(
+        **views,
+        t=say,
+        said=said,
+        language=_language(run_folder, language),
+        name=run_folder.resolve().name,
+        parts=[p for p in PARTS if (p != "questions" or views["questions"]) and (p != "negatives" or negatives)],
+        subtitle=subtitle(run.get("config", {})),
+        done=done(run, first),
+        result_flow=result_flow(views["verdicts"][0].verdict if views["verdicts"] else ""),
+        samples=samples,
+        lengths=_lengths(lengths),
+        config_yaml=yaml.safe_dump(run["config"], allow_unicode=True, sort_keys=False) if "config" in run else "",
+        versions={k: v for k, v in run.get("versions", {}).items() if v},
+        fingerprints=_fingerprints(stages, first),
+        seconds=[(known("stage", name), stage.get("seconds", 0)) for name, stage in stages.items()],
     )
     path = run_folder / "report.html"
     with atomic_text(path) as f:
@@ -85,46 +116,24 @@ def _json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _funnel(stages: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row for each step that has run: its count, its share of the widest, and a remark."""
-    rows = []
-    for label, stage, key in STEPS:
-        counts = stages.get(stage, {}).get("counts", {})
-        if key in counts:
-            rows.append({"label": label, "count": counts[key], "note": _note(label, counts)})
-    widest = max((row["count"] for row in rows), default=0) or 1
-    return [row | {"width": 100 * row["count"] / widest} for row in rows]
+def _language(run_folder: Path, wanted: Language) -> str:
+    """`wanted`, or the language of most passages; of training questions where there are none."""
+    if wanted != "auto":
+        return wanted
+    for name, key in (("2-passages.jsonl", "text"), ("train.jsonl", "query")):
+        if (run_folder / name).is_file():
+            rows = islice(read_lines(run_folder / name), PASSAGES)
+            seen = Counter(text_language(str(row.get(key, ""))) for _, row in rows)
+            if seen:
+                return "zh" if seen["zh"] > seen["en"] else "en"
+    return "en"
 
 
-def _subtitle(config: Mapping[str, Any]) -> list[str]:
-    """Which model, and who asked the questions: the folders' names, paths are in the configuration below."""
-    parts = [
-        ("model to train:", "model", "path"),
-        ("questions by", "llm", "model"),
-        ("reranker:", "score", "reranker"),
-        ("negatives:", "choose", "preset"),
-    ]
-    return [f"{what} {Path(value).name}" for what, part, key in parts if (value := config.get(part, {}).get(key))]
-
-
-def _chosen(counts: Mapping[str, int]) -> list[str]:
-    """`choose`'s counts in words; the reasons of a rejection in brackets."""
-    why = [f"{n:,} {what.removeprefix('rejected ')}" for what, n in counts.items() if what.startswith("rejected ")]
-    said = {what: f"{n:,} {what}" for what, n in counts.items() if not what.startswith("rejected ")}
-    if why and "rejected" in said:
-        said["rejected"] += f" ({', '.join(why)})"
-    return list(said.values())
-
-
-def _note(label: str, counts: Mapping[str, int]) -> str:
-    if label == "documents" and "characters" in counts:
-        return f"{counts['characters']:,} characters"
-    if label == "questions" and "passages asked" in counts:
-        return f"from {counts['passages asked']:,} passages"
-    if label == "training rows" and "negatives" in counts:
-        return f"{counts['negatives']:,} negatives"
-    held = [f"{counts[s]:,} {s}" for s in ("train", "dev", "eval") if counts.get(s)]
-    return ", ".join(held)
+def _fingerprints(stages: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(file or model, SHA-256): what each stage wrote, as run.json says, and the models that were evaluated."""
+    files = [(name, sha) for stage in stages.values() for name, sha in stage.get("outputs", {}).items()]
+    models = [(name, about.get("fingerprint", "")) for name, about in evaluation.get("models", {}).items()]
+    return [(name, sha) for name, sha in [*sorted(files), *models] if sha]
 
 
 def _dropped(folder: Path, stages: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -142,11 +151,19 @@ def _dropped(folder: Path, stages: Mapping[str, Any]) -> list[dict[str, Any]]:
                 shown.append({k: row.get(k) or "" for k in ("id", "detail", "text")})
         most = max(counts.values(), default=1)
         reasons = [
-            {"reason": reason, "count": count, "width": 100 * count / most, "examples": examples[reason]}
+            {
+                "reason": reason,
+                "name": known("reason", reason),
+                "count": count,
+                "width": 100 * count / most,
+                "examples": examples[reason],
+            }
             for reason, count in counts.most_common()
         ]
         if reasons:
-            found.append({"stage": path.stem, "count": counts.total(), "reasons": reasons})
+            found.append(
+                {"stage": path.stem, "name": known("stage", path.stem), "count": counts.total(), "reasons": reasons}
+            )
     return found
 
 
@@ -178,21 +195,19 @@ def _sample(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
     for name in ("pos", "neg"):
         passages = row.get(name) or []
         texts[name] = list(zip(passages, row.get(f"{name}_scores") or [None] * len(passages), strict=False))
-    return {"query": row.get("query", ""), "type": kind, **texts}
+    return {"query": row.get("query", ""), "type": known("type", kind) if kind else "", **texts}
 
 
-def _histogram(lengths: list[int]) -> dict[str, Any] | None:
-    """At most 24 bins of equal, whole width; bars in percent of the highest."""
+def _lengths(lengths: list[int]) -> dict[str, Any] | None:
+    """At most 24 bins of equal, whole width."""
     if not lengths:
         return None
     low, high = min(lengths), max(lengths)
     width = max(1, -(-(high - low + 1) // 24))
     counts = np.bincount([(n - low) // width for n in lengths])
-    bars = [
-        {"from": low + i * width, "to": low + (i + 1) * width - 1, "count": int(n), "height": 100 * n / counts.max()}
-        for i, n in enumerate(counts)
-    ]
-    return {"bars": bars, "low": low, "median": int(np.median(lengths)), "high": high, "count": len(lengths)}
+    edges = low + width * np.arange(len(counts) + 1)
+    chart = histogram(edges, [(say("questions"), BLUE, counts)])
+    return {"chart": chart, "median": int(np.median(lengths)), "number": len(lengths)}
 
 
 def _odds(model: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -213,8 +228,9 @@ def _false_negatives(model: Mapping[str, Any]) -> dict[str, Any] | None:
     shown = _odds(model)
     if not shown or shown["missing"]:
         return shown
-    bins = [b | {"count_": b["count"]} for b in model["reliability"]]  # `count` is a method in a template
-    return shown | {"reliability": bins}
+    bins = [(b["predicted"], b["observed"], b["count"]) for b in model["reliability"]]
+    tips = [say("fn.reliability-tip", predicted=p, observed=o, n=n).plain() for p, o, n in bins]
+    return shown | {"curve": reliability([(p, o) for p, o, _ in bins], tips)}
 
 
 def _clip(text: Any, length: int = CLIP) -> str:
@@ -222,8 +238,14 @@ def _clip(text: Any, length: int = CLIP) -> str:
     return text if len(text) <= length else text[:length].rstrip() + " …"
 
 
-def _duration(seconds: float) -> str:
+def _percent(value: float) -> str:
+    return "< 1\u00a0%" if 0 < value < 0.5 else f"{value:.0f}\u00a0%"
+
+
+def _duration(seconds: float) -> Text:
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return say("duration.seconds", s=seconds)
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+    if minutes >= 60:
+        return say("duration.hours", h=minutes // 60, m=minutes % 60)
+    return say("duration.minutes", m=minutes, s=rest)

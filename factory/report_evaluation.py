@@ -9,6 +9,8 @@ from typing import Any
 from factory.evaluation import is_variant
 from factory.modelfiles import read_json
 from factory.records import read_lines
+from factory.report_summary import headline
+from factory.report_words import Text, known, said, same
 
 KINDS = ("type", "origin", "document", "language", "length")
 
@@ -31,12 +33,12 @@ def _gate(g: Mapping[str, Any]) -> dict[str, Any]:
 
 def _set(e: Mapping[str, Any], wins: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     k = max(e["cutoffs"])
-    headline = e.get("metric") or f"ndcg@{k}"
+    metric = headline(e)
     models = list(e["models"])
     changes = [c for d in [*e["differences"], *e.get("within_model", [])] for c in d["metrics"].values()]
     draw = _Axis(changes + [c for g in e.get("groups", []) for c in g["changes"] if c["low"] is not None])
     against = {(d["model"], d["mode"]): d["metrics"] for d in e["differences"]}
-    words = {(d["model"], d["mode"]): d["metrics"][headline] for d in e.get("against_bm25", [])}
+    words = {(d["model"], d["mode"]): d["metrics"][metric] for d in e.get("against_bm25", [])}
     modes = list(dict.fromkeys(r["mode"] for r in e["rows"]))
     value = {(r["model"], r["mode"]): r["metrics"] for r in e["rows"]}
     plain = [m for m in modes if m and not is_variant(m)]
@@ -47,7 +49,7 @@ def _set(e: Mapping[str, Any], wins: Sequence[Mapping[str, Any]]) -> dict[str, A
             "first": i == 0,
             "model": model,
             "values": [100 * metrics[m] for m in shown],
-            "change": draw(against.get((model, mode), {}).get(headline)),
+            "change": draw(against.get((model, mode), {}).get(metric)),
             "words": draw(words.get((model, mode))),
         }
         for mode in modes
@@ -55,20 +57,20 @@ def _set(e: Mapping[str, Any], wins: Sequence[Mapping[str, Any]]) -> dict[str, A
     ]
     return {
         "name": e.get("name", ""),
-        "metric": headline,
+        "metric": metric,
         "k": k,
         "beside_bm25": bool(words),
         "models": models,
         "columns": shown,
         "overview": overview,
         "headlines": [
-            {k: d[k] for k in ("model", "base", "mode")} | {"change": draw(d["metrics"][headline])}
+            {k: d[k] for k in ("model", "base", "mode")} | {"change": draw(d["metrics"][metric])}
             for d in e["differences"]
             if not is_variant(d["mode"])
         ],
         "details": [{"mode": mode, "rows": _details(value, against, models, mode, draw)} for mode in plain],
         "variants": [
-            {k: d[k] for k in ("model", "mode", "base_mode")} | {"change": draw(d["metrics"][headline])}
+            {k: d[k] for k in ("model", "mode", "base_mode")} | {"change": draw(d["metrics"][metric])}
             for d in e.get("within_model", [])
             if is_variant(d["mode"])
         ],
@@ -119,10 +121,19 @@ def _groups(groups: Sequence[Mapping[str, Any]], models: Sequence[str], draw: _A
                 change = {c["model"]: c for c in g["changes"] if c["mode"] == "dense"}
                 values = [100 * g["values"][name] for name in ("BM25", *(f"{m} dense" for m in models))]
                 changes = [draw(change.get(m)) for m in models[1:]]
-                rows.append({"name": g["name"], "queries": g["queries"], "values": values, "changes": changes})
+                rows.append(
+                    {"name": _group_name(g["name"]), "queries": g["queries"], "values": values, "changes": changes}
+                )
         if rows:
             found.append({"kind": kind, "rows": rows})
     return found
+
+
+def _group_name(name: str) -> Text:
+    text = known("group", name)
+    if text == same(name):
+        text = known("type", name)
+    return said(name) if text == same(name) else text
 
 
 def _wins(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -5,23 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from factory.diversity import KEPT, NO_PAIR, NONE_KEPT, NOT_GIVEN, ON_PURPOSE
+import numpy as np
+
+from factory.diversity import KEPT, ON_PURPOSE
 from factory.question_types import EASY, MEDIUM
+from factory.report_charts import BLUE, ORANGE, histogram
+from factory.report_story import LEFT, VAIN
+from factory.report_words import Text, join, known, same, say
 
 LISTED = 50  # documents without a question that the page names
-LANGUAGES = {"zh": "Chinese", "en": "English"}
-WORDS = {
-    NO_PAIR: "answered without a usable question",
-    NOT_GIVEN: "no pair was given for it",
-    "held-out-for-test": "held out for the given test",
-    "copy-of-another-passage": "copy of another passage",
-    "copies-a-held-out-passage": "copy of a held-out passage",
-    "over-max_passages": "beyond generate.max_passages",
-    "no-answer": "no answer from the LLM",
-    "unparsable": "its answer could not be read",
-}
-# Blue: has a question. Red to yellow: tried in vain. Grey: left out on purpose.
-BLUE, VAIN, LEFT = "#3d6fb6", ("#b3322c", "#dc7a3c", "#ecb254", "#f5d9a0"), ("#7b8794", "#a3adb8", "#c5ccd4", "#dde2e8")
 SHADES = {"easy": "#a9c4e6", "medium": BLUE, "hard": "#1d3a66", "not measured": "#dde2e8"}
 
 
@@ -39,7 +31,7 @@ def questions_section(found: Mapping[str, Any]) -> dict[str, Any] | None:
             _kinds(title, found[part]) for title, part in (("type", "by_type"), ("asker", "by_asker")) if found[part]
         ],
         "tests": _tests(found.get("tests", [])),
-        "judge": [error | {"task": task} for task, error in found.get("judge", {}).items()],
+        "judge": [error | {"task": known("task", task)} for task, error in found.get("judge", {}).items()],
         "difficulty": _difficulty(found["difficulty"]),
         "languages": [_language(name, lang) for name, lang in found["languages"].items()],
         "topics": _topics(found["topics"]),
@@ -47,7 +39,7 @@ def questions_section(found: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _stack(parts: Sequence[tuple[str, int, str]]) -> list[dict[str, Any]]:
+def _stack(parts: Sequence[tuple[Text, int, str]]) -> list[dict[str, Any]]:
     """The pieces of one bar, left to right, from (label, number, colour); empty ones are left out."""
     total = sum(n for _, n, _ in parts)
     pieces, at = [], 0
@@ -63,8 +55,9 @@ def _tests(tests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for t in tests:
         lost = sum(t["dropped"].values())
-        reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(t["dropped"].items(), key=lambda r: -r[1]))
-        row = {"test": t["test"], "asked": t["asked"], "dropped": lost, "reasons": reasons}
+        dropped = sorted(t["dropped"].items(), key=lambda r: -r[1])
+        reasons = join(join([known("reason", reason), f"{n:,}"], " ", " ") for reason, n in dropped) if dropped else ""
+        row = {"test": known("test", t["test"]), "asked": t["asked"], "dropped": lost, "reasons": reasons}
         rows.append(row | {"width": 100 * (1 - lost / t["asked"]) if t["asked"] else 0})
     return rows
 
@@ -75,8 +68,8 @@ def _coverage(c: Mapping[str, Any]) -> dict[str, Any]:
     for reason, n in c["classes"].items():
         shades = left if reason in ON_PURPOSE else vain
         colour = BLUE if reason == KEPT else shades.pop(0) if len(shades) > 1 else shades[0]
-        parts.append((_words(reason), n, colour))
-    listed = [d | {"reason": _words(d["reason"])} for d in c["documents_listed"][:LISTED]]
+        parts.append((known("reason", reason), n, colour))
+    listed = [d | {"reason": known("reason", d["reason"])} for d in c["documents_listed"][:LISTED]]
     without = c["documents"] - c["documents_covered"]
     return {
         "passages": c["passages"],
@@ -86,33 +79,36 @@ def _coverage(c: Mapping[str, Any]) -> dict[str, Any]:
         "documents": c["documents"],
         "documents_covered": c["documents_covered"],
         "documents_without": without,
-        "why_without": [(_words(reason), n) for reason, n in c["documents_without"].items()],
+        "why_without": [(known("reason", reason), n) for reason, n in c["documents_without"].items()],
         "listed": listed,
         "unlisted": without - len(listed),
     }
 
 
-def _words(reason: str) -> str:
-    return reason if reason in (KEPT, NONE_KEPT) else WORDS.get(reason, reason.replace("-", " "))
-
-
 def _kinds(title: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
-        "title": title,
-        "rows": [dict(r) | {"name": r["name"] or "no " + title, "width": 100 * r["acceptance"]} for r in rows],
+        "title": say(f"questions.{title}"),
+        "rows": [dict(r) | {"name": _kind(title, r["name"]), "width": 100 * r["acceptance"]} for r in rows],
     }
+
+
+def _kind(title: str, name: str) -> Text:
+    """A type or asker; what stands for none, or for a user's own pairs, in both languages."""
+    if name in ("", "no type"):
+        return say(f"questions.no-{title}")
+    return say("questions.given") if name == "given" else known("type", name)
 
 
 def _difficulty(counts: Mapping[str, int]) -> dict[str, Any]:
     """`stack` is empty where no question was measured."""
-    ranks = {"easy": f"rank {EASY}", "medium": f"rank {EASY + 1} to {MEDIUM}", "hard": f"rank {MEDIUM + 1} or deeper"}
-    parts = [(f"{name} ({ranks[name]})" if name in ranks else name, n, SHADES[name]) for name, n in counts.items()]
+    ranks = {"easy": str(EASY), "medium": f"{EASY + 1}–{MEDIUM}", "hard": str(MEDIUM + 1)}
+    parts = [(say(f"difficulty.{name}", rank=ranks.get(name, "")), n, SHADES[name]) for name, n in counts.items()]
     return {"stack": _stack(parts) if any(counts[name] for name in ranks) else []}
 
 
 def _language(name: str, lang: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "name": LANGUAGES.get(name, name),
+        "name": known("language", name),
         "tag": name,
         "questions": lang["questions"],
         "real": lang["real"],
@@ -126,46 +122,30 @@ def _language(name: str, lang: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lengths(h: Mapping[str, Any]) -> dict[str, Any]:
     """Both histograms as shares of their own questions, on one scale: bars, and the real ones as a line of steps."""
-    shares = {
-        side: [n / sum(h[side]["bins"]) for n in h[side]["bins"]]
-        for side in ("generated", "real")
-        if h[side] is not None
-    }
-    most = max(max(values) for values in shares.values())
-    bins = len(next(iter(shares.values())))
-    bars, steps = [], []
+    sides = {side: np.array(h[side]["bins"]) for side in ("generated", "real") if h[side] is not None}
+    bins = len(next(iter(sides.values())))
+    edges = h["from"] + h["width"] * np.arange(bins + 1)
+    counts = [(say(_SIDES[side][0]), _SIDES[side][2], n) for side, n in sides.items()]
+    tips = []
     for i in range(bins):
         start = h["from"] + i * h["width"]
-        label = str(start) if h["width"] == 1 else f"{start}–{start + h['width'] - 1}"
-        said = [f"{100 * shares[side][i]:.1f} % of the {words}" for side, words in _SIDES if side in shares]
-        label = f"{start} or more" if i == bins - 1 else label
-        height = 100 * shares["generated"][i] / most if "generated" in shares else 0
-        bars.append({"height": height, "title": f"{label} characters: {', '.join(said)}"})
-        if "real" in shares:
-            steps += [
-                (10 * i, 100 - 100 * shares["real"][i] / most),
-                (10 * i + 10, 100 - 100 * shares["real"][i] / most),
-            ]
-    return {
-        "bars": bars,
-        "steps": steps,
-        "from": h["from"],
-        "last": h["from"] + (bins - 1) * h["width"],
-        "generated": h["generated"],
-        "real_ones": h["real"],
-    }
+        at = same(start if h["width"] == 1 else f"{start}–{start + h['width'] - 1}")
+        shares = join(say(_SIDES[side][1], share=100 * n[i] / n.sum()) for side, n in sides.items())
+        last = say("questions.lengths-or-more", n=start) if i == bins - 1 else at
+        tips.append(say("questions.lengths-tip", at=last, shares=shares).plain())
+    chart = histogram(edges, counts, tips=tips)
+    return {"chart": chart, "generated": h["generated"], "real_ones": h["real"]}
 
 
-_SIDES = (("generated", "kept questions"), ("real", "real ones"))
+_SIDES = {
+    "generated": ("questions.side-kept", "questions.share-kept", BLUE),
+    "real": ("questions.side-real", "questions.share-real", ORANGE),
+}
 
 
 def _openings(o: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One column for each side that has questions; bars and marks of all columns on one scale."""
-    sides = [
-        (title, o[side])
-        for side, title in (("generated", "kept questions"), ("real", "your users' questions"))
-        if o[side]
-    ]
+    sides = [(say(_SIDES[side][0]), o[side]) for side in _SIDES if o[side]]
     most = max(max(t["share"], t["other_share"] or 0) for _, side in sides for t in side["top"])
     return [
         {
@@ -174,7 +154,7 @@ def _openings(o: Mapping[str, Any]) -> list[dict[str, Any]]:
             "top": [
                 t
                 | {
-                    "opening": t["opening"] or "(no word)",
+                    "opening": same(t["opening"]) if t["opening"] else say("questions.no-word"),
                     "width": 100 * t["share"] / most,
                     "mark": None if t["other_share"] is None else 100 * t["other_share"] / most,
                 }

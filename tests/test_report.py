@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -36,6 +37,12 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
+def english(page: str) -> str:
+    """The page's words as an English reader sees them."""
+    text = re.sub(r'<span lang="zh">.*?</span>', "", page)
+    return html.unescape(re.sub(r"<[^>]+>", "", text))
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     (tmp_path / "run.json").write_text(json.dumps(RUN))
@@ -56,8 +63,9 @@ def test_the_story_is_told_from_documents_to_versions(run: Path) -> None:
     page = write_report(run).read_text(encoding="utf-8")
     for said in (
         "1,495",
-        '<span class="tag">fact</span>',
-        "1,320 train, 175 eval",
+        '<span class="tag"><span lang="en">fact</span><span lang="zh">事实</span></span>',
+        "1,495 left: 1,320 train, 175 eval",
+        "剩 1,495：训练 1,320，评测 175",
         "350 negatives",
         "bge-m3",
         "qwen.gguf",
@@ -67,17 +75,19 @@ def test_the_story_is_told_from_documents_to_versions(run: Path) -> None:
         assert said in page, said
     for said in ("copied", "ratio 0.97", "too-short", "a.md@3", "filter: 2 dropped"):
         assert said in page, said
-    assert "load:" not in page  # nothing was dropped there
+    assert "dropped/load.jsonl" not in page  # nothing was dropped there
     assert page.count('class="text pos"') == SAMPLES
     assert "50 training questions" in page
     assert "Not measured yet" in page
+    named = set(re.findall(r"<code>([\w./-]+\.(?:jsonl?|parquet))</code>", page))
+    assert {"run.json", "train.jsonl", "dropped/filter.jsonl"} <= named and all((run / n).is_file() for n in named)
 
 
 def test_no_text_of_a_document_is_run_and_nothing_is_loaded(run: Path) -> None:
     page = write_report(run).read_text(encoding="utf-8")
     assert "&lt;script&gt;alert(1)" in page
     assert "<script" not in page
-    assert not re.search(r"""(src|href)\s*=|url\(|@import|https?://""", page)
+    assert not re.search(r"""(src|href)\s*=(?!"#)|url\(|@import|https?://""", page)
 
 
 def test_scores_are_shown_beside_their_texts(run: Path) -> None:
@@ -115,9 +125,10 @@ def test_the_comparison_is_there_once_it_was_measured(run: Path) -> None:
     }
     (run / "evaluation.json").write_text(json.dumps(evaluation))
     page = write_report(run).read_text(encoding="utf-8")
+    text = english(page)
     for said in ("65.5", "42.0", "53.7", "+11.7 [+10.4, +13.0]", "+1.0 [-2.0, +4.0]", "9,118 questions", "sparse"):
-        assert said in page, said
-    assert re.search(r'class="better">\+11\.7 points', page)
+        assert said in text, said
+    assert re.search(r'<b class="better"><span lang="en">\+11\.7 points', page)
 
 
 def test_gates_sets_groups_and_wins_are_shown_and_nothing_of_their_texts_is_run(run: Path) -> None:
@@ -154,12 +165,13 @@ def test_gates_sets_groups_and_wins_are_shown_and_nothing_of_their_texts_is_run(
     win |= {"relevant": [{"_id": "d2", "text": "the answer", "grade": 2}], "top": [found | {"text": "另一段"}]}
     write_jsonl(run / "wins-and-losses.jsonl", [win, win | {"mode": "sum", "query": "not dense"}])
     page = write_report(run).read_text(encoding="utf-8")
+    text = english(page)
     for said in (
-        "failed</td>", "less than was asked for", "On general", "+4.0 points", "-5.0 points", "dense@64",
+        "failed", "less than was asked for", "On general", "+4.0 points", "-5.0 points", "dense@64",
         "-3.4 [-5.4, -1.4]", "+12.3", "42.3", "base not found → tuned rank 1, +100 points", "the answer", "grade 2",
-        "另一段", "&lt; 0.001",
+        "另一段", "< 0.001", "A gate was not met", "It got worse on general: -5.0 points",
     ):  # fmt: skip
-        assert said in page, said
+        assert said in text, said
     assert "<script" not in page and "not dense" not in page
 
 
