@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from difflib import SequenceMatcher
 
+from factory.demonstrations import demonstrations
 from factory.languages import language, squeeze
 from factory.records import Pair, Passage
 from factory.settings_questions import QualityConfig, RuleName
@@ -71,6 +72,16 @@ SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 STEM = 5  # letters in which two English words must agree to be the same
 # Characters, without spaces, from which a piece in common is a clause and no longer a term.
 LONG_RUN = {"zh": 10, "en": 30}
+# The same from which it is more than a common word: 电热水器, water heater.
+TERM = {"zh": 4, "en": 10}
+GIVEN_AWAY = 0.9  # share of the answer's words in the question from which it asks nothing that it does not say
+# A question that names what to choose from, or asks for a yes, may hold its answer.
+CHOICE = {
+    "zh": re.compile(r"还是|或者?|哪|吗|是否|是不是|能不能|有没有"),
+    "en": re.compile(
+        r"\b(or|which|whether)\b|^(is|are|was|were|do|does|did|can|could|should|has|have|must|may|will)\b", re.I
+    ),
+}
 
 
 def rule_broken(pair: Pair, passage: Passage, config: QualityConfig) -> tuple[str, str] | None:
@@ -105,6 +116,20 @@ def _broken(pair: Pair, passage: Passage, config: QualityConfig) -> Iterator[tup
         yield "copied", f"{len(run)} of {len(plain)} characters in one piece: {run[:60]}"
     if pair.answer and (missing := not_in(pair.answer, passage.text, config.min_answer)):
         yield "answer-not-in-passage", f"{missing}; the answer: {pair.answer[:60]}"
+    if pair.answer and given_away(pair.answer, query, lang):
+        yield "answer-in-question", f"the answer: {pair.answer[:60]}"
+    shown = demonstrations()[lang]
+    subject = longest_run(plain, squeeze(shown["context"] + shown["passage"]))
+    if len(subject) >= TERM[lang] and subject not in squeeze(" ".join((passage.title, *passage.headings))) + text:
+        yield "from-the-demonstration", f"{subject} is not in the passage"
+
+
+def given_away(answer: str, query: str, lang: str) -> bool:
+    """Whether the question says its own answer: 为什么进容器前要测氧？ with 进容器先测氧."""
+    plain = squeeze(answer).strip("。.!")
+    if YES_NO.fullmatch(plain) or CHOICE[lang].search(query):
+        return False
+    return not not_in(answer, query, GIVEN_AWAY)
 
 
 def not_in(answer: str, passage: str, least: float) -> str:

@@ -65,7 +65,15 @@ class GenerateConfig(Part):
 
 Difficulty = Literal["easy", "medium", "hard"]
 RuleName = Literal[
-    "length", "wrong-language", "dangling-reference", "statement", "no-subject", "copied", "answer-not-in-passage"
+    "length",
+    "wrong-language",
+    "dangling-reference",
+    "statement",
+    "no-subject",
+    "copied",
+    "answer-not-in-passage",
+    "answer-in-question",
+    "from-the-demonstration",
 ]
 
 
@@ -75,7 +83,8 @@ class QualityConfig(Part):
     skip: list[RuleName] = Field(
         default_factory=list,
         description="rules that are not applied: length, wrong-language, dangling-reference (本文, this study), statement, "
-        "no-subject (为什么它会裂？), copied, answer-not-in-passage",
+        "no-subject (为什么它会裂？), copied, answer-not-in-passage, answer-in-question, from-the-demonstration (a subject of the "
+        "prompt's demonstration that the passage does not have)",
     )
     min_characters: int = Field(5, ge=1)
     max_characters: int = Field(300, ge=10)

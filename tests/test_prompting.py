@@ -80,7 +80,7 @@ def test_demonstrations_stand_as_turns_between_the_system_part_and_the_passage(t
 def test_the_demonstration_keeps_the_rules_that_questions_are_held_to(lang):
     shown = demonstrations()[lang]
     assert set(shown["questions"]) == set(TYPES[lang])
-    text = passage("a", shown["passage"])
+    text = passage("a", shown["passage"]).model_copy(update={"title": shown["context"]})
     for kind, item in shown["questions"].items():
         for wording in (item["question"], item["rephrased"]):
             target = {"target_id": "a", "target_text": text.text, "duplicate_group": "a"}

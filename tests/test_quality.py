@@ -95,3 +95,28 @@ def test_english_rules(query, reason):
 )
 def test_an_answer_comes_from_its_passage_or_the_question_goes(answer, passage, fits):
     assert (not_in(answer, passage, 0.4) == "") == fits
+
+
+@pytest.mark.parametrize(
+    ("query", "answer", "reason"),
+    [
+        ("低氢焊条潮了为什么会出冷裂纹？", "扩散氢含量升高", None),
+        ("为什么焊条当天用完？", "当天用完", "answer-in-question"),
+        ("保温筒里的焊条是当天用完还是隔天？", "当天用完", None),
+        ("焊条要当天用完吗？", "当天用完", None),
+        ("烘干两小时的焊条放到哪儿？", "保温筒内", None),
+        ("家里电热水器的焊条多久要换？", "当天用完", "from-the-demonstration"),
+    ],
+)
+def test_a_question_neither_says_its_answer_nor_asks_about_the_prompts_demonstration(query, answer, reason):
+    asked = pair(0, target(0), query).model_copy(update={"answer": answer})
+    broken = rule_broken(asked, passage(PASSAGE), QualityConfig())
+    assert (broken[0] if broken else None) == reason
+
+
+def test_a_passage_about_the_demonstrations_subject_may_be_asked_about():
+    text = passage("电热水器的内胆为搪瓷，保修八年。")
+    assert rule_broken(pair(0, target(0), "电热水器内胆保几年？"), text, QualityConfig()) is None
+    english = passage("Valves for a cooking range close in 30 seconds when the flame goes out.")
+    wrong = pair(0, target(0), "How fast do a water heater's valves close?")
+    assert rule_broken(wrong, english, QualityConfig())[0] == "from-the-demonstration"
