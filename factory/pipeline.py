@@ -10,6 +10,7 @@ from typing import Any
 
 from factory import documents, generate, given, passages, quality
 from factory.config import Config
+from factory.demonstrations import FILE as DEMONSTRATION
 from factory.diversity import QUESTIONS, describe
 from factory.export import TRAIN, export_stage, held_out_sets
 from factory.judge import LLMJudge
@@ -248,7 +249,7 @@ class Build:
         return [generate.llm_identity(self.config), llm.seed, llm.context, prompts]
 
     def _prompts(self) -> Any:
-        files = [prompt_file(self.config.generate, lang) for lang in ("zh", "en")]
+        files = [DEMONSTRATION, *(prompt_file(self.config.generate, lang) for lang in ("zh", "en"))]
         if self.config.generate.propose_askers:
             files += sorted(PROMPTS.glob("askers.*.md"))
         return [sha256_file(p) for p in files if p.is_file()]
