@@ -11,17 +11,19 @@ from typing import Any
 from factory import documents, generate, given, passages, quality
 from factory.config import Config
 from factory.diversity import QUESTIONS, describe
-from factory.export import TRAIN, export_stage, held_out_sets
-from factory.judge import LLMJudge
+from factory.judge import LLMJudge, judge_identity
 from factory.llm import LLM
 from factory.models import CachedEncoder, Encoder, load_encoder, model_fingerprint
-from factory.negatives import CANDIDATES, DECISIONS, EVIDENCE, JUDGEMENTS, MODEL, SCORES, Negatives, judges
+from factory.negatives import CANDIDATES, DECISIONS, SCORES
 from factory.prompt_files import PROMPTS
 from factory.prompting import prompt_file
 from factory.questions import read_questions, read_user_questions
 from factory.records import Document, Dropped, InputError, Pair, Passage, read_records
 from factory.review import Review
+from factory.rows import Asked, Rows
 from factory.workspace import Outcome, Workspace, sha256_file, write_json, write_jsonl
+
+__all__ = ["CANDIDATES", "DECISIONS", "DOCUMENTS", "KEPT", "PAIRS", "PASSAGES", "SCORES", "Build", "build"]
 
 DOCUMENTS, PASSAGES, PAIRS, KEPT = "1-documents.jsonl", "2-passages.jsonl", "3-pairs.jsonl", "4-kept.jsonl"
 
@@ -64,6 +66,11 @@ class Build:
         self.review = Review.read(ws.root, say)
 
     def run(self) -> None:
+        self.questions()
+        self.rows()
+
+    def questions(self) -> None:
+        """Stages 1 to 4: documents → kept questions."""
         c, stage = self.config, self.ws.stage
         encoder = [c.model, self.model]
         pairs_alone = c.input.kind == "pairs"
@@ -86,7 +93,7 @@ class Build:
             outputs=[PAIRS],
             rests_on=[c.generate, asked, c.seed, bool(self.tests)],
         )
-        judge = self._judge_identity() if quality.needs_llm(c) else None
+        judge = judge_identity(c) if quality.needs_llm(c) else None
         stage(
             "filter",
             self.filter,
@@ -94,49 +101,12 @@ class Build:
             outputs=[KEPT, QUESTIONS],
             rests_on=[c.quality, c.given.share, encoder, self.tests_digest, judge, c.seed, self.real_questions],
         )
-        negatives = Negatives(c, self.ws, self._passages, self._kept, lambda: self.encoder, self.say)
-        preset = c.choose.preset == "window"  # which is over an index of its own
-        stage("mine", negatives.mine, inputs=[PASSAGES, KEPT], outputs=[CANDIDATES], rests_on=[c.mine, encoder, preset])
-        reranker = [c.score, c.choose.near_copy, self._reranker_identity()]
-        stage(
-            "score",
-            negatives.score,
-            inputs=[PASSAGES, KEPT, CANDIDATES],
-            outputs=[SCORES, EVIDENCE],
-            rests_on=[reranker, encoder],
-        )
-        inputs = [PASSAGES, KEPT, SCORES, EVIDENCE]
-        if judges(c):
-            drawn_from = [c.choose.near_copy, c.choose.depth, c.choose.reject_at]
-            stage(
-                "judge",
-                negatives.judge,
-                inputs=inputs,
-                outputs=[JUDGEMENTS, MODEL],
-                rests_on=[c.judge, self._judge_identity(), c.seed, drawn_from],
-            )
-            inputs = [*inputs, JUDGEMENTS, MODEL]
-        else:
-            self.ws.forget("judge")
-        stage(
-            "choose",
-            lambda: negatives.choose(self.review),
-            inputs=inputs,
-            outputs=[DECISIONS],
-            rests_on=[c.choose, c.seed, *self.review.promoting()],
-        )
-        sets = [
-            f"{name}/{file}"
-            for name in held_out_sets(self._kept, self.tests)
-            for file in ("corpus.jsonl", "queries.jsonl", "qrels.tsv")
-        ]
-        stage(
-            "export",
-            lambda: export_stage(c, self.ws, negatives, self._passages, self._kept, self.tests, self.review),
-            inputs=[PASSAGES, KEPT, SCORES, DECISIONS],
-            outputs=[TRAIN, *sets],
-            rests_on=[self.tests_digest, *self.review.all()],
-        )
+
+    def rows(self) -> None:
+        """Stages 5 to 8; see factory.rows."""
+        c, files = self.config, (PASSAGES, KEPT)
+        asked = Asked(files, self._passages, self._kept, self.tests, self.tests_digest, self.review)
+        Rows(c, self.ws, asked, lambda: self.encoder, [c.model, self.model], self.say).run()
 
     def load(self) -> Outcome:
         rows, dropped, taken = documents.load_documents(self.config.input)
@@ -209,7 +179,7 @@ class Build:
 
     @cached_property
     def encoder(self) -> Encoder:
-        return CachedEncoder(load_encoder(self.config.model), self.ws.path("cache"))
+        return CachedEncoder(load_encoder(self.config.model), self.ws.cache)
 
     @property
     def _passages(self) -> list[Passage]:
@@ -232,20 +202,8 @@ class Build:
         return read_user_questions(Path(path), self.tests, self.say) if path else []
 
     def _llm(self, what: str = "") -> LLM:
-        cache, log = self.ws.path("cache/llm.sqlite"), self.ws.path(f"logs/llm-server{what}.log")
+        cache, log = self.ws.cache / "llm.sqlite", self.ws.path(f"logs/llm-server{what}.log")
         return LLM(self.config.llm, generate.llm_identity(self.config), cache, log, self.say)
-
-    def _reranker_identity(self) -> Any:
-        reranker = self.config.score.reranker
-        if reranker == "llm":
-            return self._judge_identity()
-        return model_fingerprint(Path(reranker)) if reranker and Path(reranker).exists() else reranker
-
-    def _judge_identity(self) -> Any:
-        """What a judgement depends on: the LLM, how much of a passage it reads, the prompts."""
-        llm = self.config.llm
-        prompts = [sha256_file(p) for family in ("judge", "specific") for p in sorted(PROMPTS.glob(f"{family}.*.md"))]
-        return [generate.llm_identity(self.config), llm.seed, llm.context, prompts]
 
     def _prompts(self) -> Any:
         files = [prompt_file(self.config.generate, lang) for lang in ("zh", "en")]
