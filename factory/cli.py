@@ -52,11 +52,17 @@ def build(
 
     Each stage is skipped when nothing that it rests on has changed. A build that was stopped, even by
     kill -9, goes on where it was when the same command is given again; a finished LLM answer is never asked for twice.
+
+    With `rounds: 2` in CONFIG it trains, too: the base model on train.jsonl, then, on what the tuned model finds hard, the
+    base again. How, launch.yaml says, which `bge-launch` reads. A round that is not surely better on dev/, questions on
+    documents held out for that, is the last; RUN/rounds.json has every number, RUN/best is the winner. Its proof is still
+    `bge-factory evaluate RUN/eval`, which no round looks at.
     """
     from factory.config import load_config
     from factory.pipeline import build as run
 
-    report = run(load_config(config), out, say)
+    settings = load_config(config)
+    report = run(settings, out, say)
     if csv:
         from factory.negatives import SCORES
         from factory.tables import write_csv
@@ -67,6 +73,11 @@ def build(
         say(f"held-out set:  {out / 'eval'}")
     say(f"data card:     {out / 'README.md'}")
     say(f"report:        {report}")
+    if settings.rounds.count > 1:
+        from factory.rounds_result import in_words, read_rounds
+
+        for line in in_words(result, out) if (result := read_rounds(out)) else ():
+            say(line)
 
 
 @app.command()

@@ -29,7 +29,7 @@ DOCUMENTS, PASSAGES, PAIRS, KEPT = "1-documents.jsonl", "2-passages.jsonl", "3-p
 
 
 def build(config: Config, out: Path, say: Callable[[str], None]) -> Path:
-    """Documents → train.jsonl, eval/, README.md and report.html in `out`; returns the report's path.
+    """Documents → train.jsonl, eval/, README.md and report.html in `out`; returns the report's path. With rounds, models too.
 
     Each stage reads the files of those before it and writes its own; it is skipped when neither they,
     nor its part of the configuration, nor its models have changed.
@@ -38,13 +38,17 @@ def build(config: Config, out: Path, say: Callable[[str], None]) -> Path:
         InputError: the user's input or configuration is at fault.
     """
     with Workspace(out, config.model_dump(mode="json"), say) as ws:
-        Build(config, ws, say).run()
+        made = Build(config, ws, say)
+        made.run()
         from factory.card import materials, write_card
         from factory.report import write_report
 
         ws.manifest["materials"] = materials(config)
         ws.save()
         write_card(out)
+        if config.rounds.count > 1:
+            write_report(out)  # to be read while the training goes on
+            made.rounds()
         return write_report(out)
 
 
@@ -66,6 +70,10 @@ class Build:
         self.review = Review.read(ws.root, say)
 
     def run(self) -> None:
+        if self.config.rounds.count > 1:
+            from factory.rounds import check_training
+
+            self.launch = check_training(self.config, self.ws.root)
         self.questions()
         self.rows()
 
@@ -76,6 +84,7 @@ class Build:
         pairs_alone = c.input.kind == "pairs"
         sources = list(documents.sources(c.input.path))
         mixed = list(documents.sources(c.given.path)) if c.given.path else []
+        split = c.split.model_copy(update={"dev": c.dev_share})
         llm = [c.llm.serve, generate.llm_identity(c), c.llm.seed, c.llm.context]
         asked = sources if pairs_alone else [llm, self._prompts(), self.real_questions, mixed]
         stage("load", self.load, outputs=[DOCUMENTS], rests_on=[c.input, sources, mixed])
@@ -84,8 +93,12 @@ class Build:
             self.split,
             inputs=[DOCUMENTS],
             outputs=[PASSAGES],
-            rests_on=[c.passages, c.split, c.test.hold_out, c.seed, self.model, self.tests_digest],
+            rests_on=[c.passages, split, c.test.hold_out, c.seed, self.model, self.tests_digest],
         )
+        if c.rounds.count > 1:
+            from factory.rounds import check_development
+
+            check_development(self._passages, c)
         stage(
             "generate",
             self.generate,
@@ -104,9 +117,21 @@ class Build:
 
     def rows(self) -> None:
         """Stages 5 to 8; see factory.rows."""
-        c, files = self.config, (PASSAGES, KEPT)
-        asked = Asked(files, self._passages, self._kept, self.tests, self.tests_digest, self.review)
-        Rows(c, self.ws, asked, lambda: self.encoder, [c.model, self.model], self.say).run()
+        c = self.config
+        Rows(c, self.ws, self._asked(""), lambda: self.encoder, [c.model, self.model], self.say).run()
+
+    def rounds(self) -> None:
+        """Train, and make stages 5 to 8 again with what came out; see factory.rounds."""
+        from factory.rounds import release, run_rounds
+
+        self.__dict__.pop("encoder", None)  # the training needs its memory
+        release()
+        run_rounds(self.config, self.ws, self.launch, self._asked("../../"), self.model, self.say)
+
+    def _asked(self, folder: str) -> Asked:
+        """What the questions' stages made, whose files are in `folder` as seen from a workspace."""
+        files = (f"{folder}{PASSAGES}", f"{folder}{KEPT}")
+        return Asked(files, self._passages, self._kept, self.tests, self.tests_digest, self.review)
 
     def load(self) -> Outcome:
         rows, dropped, taken = documents.load_documents(self.config.input)
