@@ -15,6 +15,7 @@ from factory.modelfiles import read_json
 from factory.records import InputError, read_lines
 from factory.report_evaluation import evaluation_view
 from factory.report_questions import questions_section
+from factory.report_rounds import rounds_section
 from factory.workspace import atomic_text
 
 SAMPLES = 20  # training rows shown
@@ -69,6 +70,7 @@ def write_report(run_folder: Path) -> Path:
         samples=samples,
         histogram=_histogram(lengths),
         evaluation=evaluation_view(run_folder),
+        rounds=rounds_section(run_folder, run.get("config", {})),
         evidence=_odds(_json(run_folder / "evidence-model.json")),
         false_negatives=_false_negatives(_json(run_folder / "false-negative-model.json"))
         if "judge" in stages

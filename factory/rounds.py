@@ -113,6 +113,7 @@ def run_rounds(
                 to_base=change(measured["tuned"], measured["base"]),
                 to_before=to_before,
                 kept=verdict.kept,
+                verdict=verdict.why,
                 reason=verdict.reason,
                 **{k: trained[k] for k in ("fingerprint", "updates", "seconds", "loss")},
             )

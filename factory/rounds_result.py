@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -21,6 +21,7 @@ RESULT, LINK = "rounds.json", "best"
 
 METRIC = "ndcg@10"
 BASE = "the base model"
+Why = Literal["better", "not-above", "little", "chance"]
 
 
 class Score(Part):
@@ -55,7 +56,7 @@ class Round(Part):
         mined_with: the folder of the model whose candidates the rows are from; `mined_with_fingerprint` of its files.
         new_negatives: share of the negatives that the same question had not in the round before; None in the first.
         to_before: against the best before it: the round before, or the base model.
-        kept: whether the gate let it pass; `reason` says why in words.
+        kept: whether the gate let it pass, `verdict` and in words `reason`: why.
     """
 
     round: int
@@ -75,6 +76,7 @@ class Round(Part):
     to_base: Change
     to_before: Change
     kept: bool
+    verdict: Why
     reason: str
 
 
@@ -182,6 +184,7 @@ class Verdict(Part):
 
     kept: bool
     go_on: bool
+    why: Why
     reason: str
 
 
@@ -195,15 +198,20 @@ def decide(number: int, to_before: Change, rule: RoundsConfig) -> Verdict:
     """
     before = BASE if number == 1 else f"round {number - 1}"
     said = f"{points(to_before)} against {before}"
-    if to_before.value <= rule.gain:
-        why = f"less than rounds.gain asks for ({100 * rule.gain:g})" if to_before.value > 0 else "not above it"
+    why: Why = "better"
+    words = ""
+    if to_before.value <= 0:
+        why, words = "not-above", "not above it"
+    elif to_before.value <= rule.gain:
+        why, words = "little", f"not more than the {100 * rule.gain:g} that rounds.gain asks for"
     elif rule.sure and to_before.low <= 0:
-        why = "could be chance, since the interval reaches zero"
-    elif number < rule.count:
-        return Verdict(kept=True, go_on=True, reason=f"{said}: better, so the next round mines with it")
-    else:
-        return Verdict(kept=True, go_on=False, reason=f"{said}: better, and the last round that rounds.count allows")
-    return Verdict(kept=False, go_on=False, reason=f"{said}: {why}; {before} stays the best, and no round follows")
+        why, words = "chance", "could be chance, since the interval reaches zero"
+    if why != "better":
+        words = f"{said}: {words}; {before} stays the best, and no round follows"
+        return Verdict(kept=False, go_on=False, why=why, reason=words)
+    go_on = number < rule.count
+    words = "so the next round mines with it" if go_on else "and it is the last that rounds.count allows"
+    return Verdict(kept=True, go_on=go_on, why=why, reason=f"{said}: better, {words}")
 
 
 def points(c: Change | Score) -> str:
