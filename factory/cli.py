@@ -53,10 +53,10 @@ def build(
     Each stage is skipped when nothing that it rests on has changed. A build that was stopped, even by
     kill -9, goes on where it was when the same command is given again; a finished LLM answer is never asked for twice.
 
-    With `rounds: 2` in CONFIG it trains, too: the base model on train.jsonl, then, on what the tuned model finds hard, the
-    base again. How, launch.yaml says, which `bge-launch` reads. A round that is not surely better on dev/, questions on
-    documents held out for that, is the last; RUN/rounds.json has every number, RUN/best is the winner. Its proof is still
-    `bge-factory evaluate RUN/eval`, which no round looks at.
+    With `rounds: 2` in CONFIG it trains, too: the base model on train.jsonl, and once more the base model on what the
+    tuned one finds hard; launch.yaml says how, as for `bge-launch run`. Rounds are compared on RUN/dev, generated
+    questions on documents held out for that; the first that is not surely better is the last. RUN/rounds.json has every
+    number, RUN/best is the winner. The final word has `bge-factory evaluate RUN/eval`, which no round looks at.
     """
     from factory.config import load_config
     from factory.pipeline import build as run

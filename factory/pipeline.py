@@ -49,6 +49,10 @@ def build(config: Config, out: Path, say: Callable[[str], None]) -> Path:
         if config.rounds.count > 1:
             write_report(out)  # to be read while the training goes on
             made.rounds()
+        else:
+            from factory.rounds_result import forget
+
+            forget(out)
         return write_report(out)
 
 

@@ -119,9 +119,7 @@ class Board:
     def go_back(self) -> None:
         """The next round is trained anew: what the file told of it no longer holds."""
         if self.result is None:
-            (self.run / RESULT).unlink(missing_ok=True)
-            if (self.run / LINK).is_symlink():
-                (self.run / LINK).unlink()
+            forget(self.run)
         else:
             self._write(self.result)
 
@@ -151,6 +149,13 @@ class Board:
         return True
 
 
+def forget(run: Path) -> None:
+    """Nothing is known of rounds: none was trained yet, or the configuration has none any more. Trained models stay."""
+    (run / RESULT).unlink(missing_ok=True)
+    if (run / LINK).is_symlink():
+        (run / LINK).unlink()
+
+
 def _best(base: Base, rounds: Sequence[Round]) -> Best:
     kept = [r for r in rounds if r.kept]
     if not kept:
@@ -169,14 +174,17 @@ def read_rounds(run: Path) -> Rounds | None:
 
 
 def in_words(result: Rounds, run: Path) -> list[str]:
-    """What a person is told at the end: which model won, and where it lies."""
+    """What a person is told at the end: which model won, where it lies, and how it is proved."""
     best, base = result.best, result.base
     name = f"round {best.round}" if best.round else BASE
     figure = result.rounds[best.round - 1].score if best.round else base.score
     said = f"best of {len(result.rounds)} round(s): {name}, nDCG@10 {100 * figure.value:.1f} on dev/"
     said += f" (base {100 * base.score.value:.1f})" if best.round else ""
-    folder = run / best.link if best.link else run / best.folder
-    return [f"{said}; {result.rounds[-1].reason}", f"best model:    {folder}"]
+    folder = run / (best.link or best.folder)
+    lines = [f"{said}; {result.rounds[-1].reason}", f"best model:    {folder}"]
+    if best.round and (run / "eval").is_dir():
+        lines.append(f"its proof:     bge-factory evaluate {run / 'eval'} -m base={base.folder} -m tuned={folder}")
+    return lines
 
 
 class Verdict(Part):

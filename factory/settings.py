@@ -242,7 +242,7 @@ class RoundsConfig(Part):
     )
     launch: str = Field(
         "launch.yaml",
-        description="how bge-launch trains: same model and instructions as here; train_data and output are each round's own",
+        description="how bge-launch trains: same model and instructions as here; train_data and output are each round's own, and dev is left out",
     )
     gain: Fraction = Field(
         0.0,

@@ -191,13 +191,20 @@ def test_the_numbers_decide_and_the_winner_is_where_it_is_said_to_be(whole):
 
 
 @pytest.mark.slow
-def test_a_second_build_trains_nothing_even_if_the_run_has_moved(whole, tmp_path):
-    config, run, _, _ = whole
+def test_a_second_build_trains_nothing_even_in_another_place_and_one_without_rounds_forgets_them(
+    whole, tmp_path
+):
+    config, run, base, _ = whole
     moved = shutil.copytree(run, tmp_path / "moved", symlinks=True)
     again = finish(config, moved)
     assert again.returncode == 0 and again.stderr.count("unchanged, kept") == 8 + 2 + 6, again.stderr
     assert (moved / "rounds.json").read_bytes() == (run / "rounds.json").read_bytes()
     assert os.readlink(moved / "best") == os.readlink(run / "best")
+    build(load_config(write(tmp_path, base, rounds=1, split={"eval": 0.1, "dev": 0.3})), moved, lambda _: None)
+    assert not (moved / "rounds.json").exists() and not (moved / "best").is_symlink()
+    assert (moved / "rounds/1/tuned/model.safetensors").exists() and 'id="rounds"' not in (
+        moved / "report.html"
+    ).read_text()
 
 
 @pytest.mark.slow
