@@ -160,7 +160,7 @@ def test_what_is_held_out_is_in_no_training_file(whole):
     passages = [json.loads(x) for x in (run / "2-passages.jsonl").read_text().splitlines()]
     held = {p["text"] for p in passages if p["split"] != "train"}
     asked = {name: questions(run / name / "queries.jsonl") for name in ("dev", "eval")}
-    assert len(asked["dev"]) == 24 and asked["eval"] and not asked["dev"] & asked["eval"]
+    assert len(asked["dev"]) == read_rounds(run).development.questions > 15 and asked["eval"] and not asked["dev"] & asked["eval"]
     for file in ("train.jsonl", "rounds/2/train.jsonl"):
         for row in read_records(run / file, Example):
             assert row.query not in asked["dev"] | asked["eval"] and not held & {*row.pos, *row.neg}
@@ -170,7 +170,7 @@ def test_what_is_held_out_is_in_no_training_file(whole):
 def test_the_numbers_decide_and_the_winner_is_where_it_is_said_to_be(whole):
     config, run, base, done = whole
     result, rule = read_rounds(run), load_config(config).rounds
-    assert result.finished and result.development.questions == 24 and result.base.folder == str(base)
+    assert result.finished and result.base.folder == str(base)
     for r in result.rounds:
         verdict = decide(r.round, r.to_before, rule)
         assert (r.kept, r.verdict, r.reason) == (verdict.kept, verdict.why, verdict.reason)
