@@ -160,7 +160,11 @@ def test_what_is_held_out_is_in_no_training_file(whole):
     passages = [json.loads(x) for x in (run / "2-passages.jsonl").read_text().splitlines()]
     held = {p["text"] for p in passages if p["split"] != "train"}
     asked = {name: questions(run / name / "queries.jsonl") for name in ("dev", "eval")}
-    assert len(asked["dev"]) == read_rounds(run).development.questions > 15 and asked["eval"] and not asked["dev"] & asked["eval"]
+    assert (
+        len(asked["dev"]) == read_rounds(run).development.questions > 15
+        and asked["eval"]
+        and not asked["dev"] & asked["eval"]
+    )
     for file in ("train.jsonl", "rounds/2/train.jsonl"):
         for row in read_records(run / file, Example):
             assert row.query not in asked["dev"] | asked["eval"] and not held & {*row.pos, *row.neg}
@@ -191,9 +195,7 @@ def test_the_numbers_decide_and_the_winner_is_where_it_is_said_to_be(whole):
 
 
 @pytest.mark.slow
-def test_a_second_build_trains_nothing_even_in_another_place_and_one_without_rounds_forgets_them(
-    whole, tmp_path
-):
+def test_a_second_build_trains_nothing_even_in_another_place_and_one_without_rounds_forgets_them(whole, tmp_path):
     config, run, base, _ = whole
     moved = shutil.copytree(run, tmp_path / "moved", symlinks=True)
     again = finish(config, moved)
@@ -235,7 +237,7 @@ def test_a_training_that_fails_is_told_with_its_code_and_the_end_of_its_log(tmp_
         ({"hardware": {"nnodes": 2}}, {}, "the plan is for 2 nodes"),
         ({"train_data": ["a.jsonl", "b.jsonl"]}, {}, "launch.yaml:3: of these 2 training files none is this run's"),
         ({}, {"rounds": {"count": 2, "launch": "nowhere.yaml"}}, "nowhere.yaml: no such file, and rounds train a model"),
-        ({}, {"split": {"dev": 0.02}}, "split.dev: of 80 documents (near-copies counted once) 1 is held out for dev/"),
+        ({}, {"split": {"dev": 0.005}}, "(near-copies counted once) 1 is held out for dev/, a share of 0.005"),
     ],
 )  # fmt: skip
 def test_what_could_not_be_trained_or_compared_stops_before_anything_is_asked(tmp_path, launch, parts, says):
@@ -260,6 +262,6 @@ def test_a_launch_file_that_is_no_yaml_is_told_by_line(tmp_path):
 def test_too_few_questions_on_dev_are_told_when_the_rows_are_done(tmp_path):
     base = make_tiny_bert(tmp_path / "bert")
     config = load_config(write(tmp_path, base, split={"eval": 0, "dev": 0.08}))
-    with pytest.raises(InputError, match=r"6 questions are left in dev/.*that takes 10 or more"):
+    with pytest.raises(InputError, match=r"[2-9] questions are left in dev/.*that takes 10 or more"):
         build(config, tmp_path / "run", lambda _: None)
     assert (tmp_path / "run/train.jsonl").is_file() and (tmp_path / "run/report.html").is_file()
