@@ -52,11 +52,17 @@ def build(
 
     Each stage is skipped when nothing that it rests on has changed. A build that was stopped, even by
     kill -9, goes on where it was when the same command is given again; a finished LLM answer is never asked for twice.
+
+    With `rounds: 2` in CONFIG it trains, too: the base model on train.jsonl, and once more the base model on what the
+    tuned one finds hard; launch.yaml says how, as for `bge-launch run`. Rounds are compared on RUN/dev, generated
+    questions on documents held out for that; the first that is not surely better is the last. RUN/rounds.json has every
+    number, RUN/best is the winner. The final word has `bge-factory evaluate RUN/eval`, which no round looks at.
     """
     from factory.config import load_config
     from factory.pipeline import build as run
 
-    report = run(load_config(config), out, say)
+    settings = load_config(config)
+    report = run(settings, out, say)
     if csv:
         from factory.negatives import SCORES
         from factory.tables import write_csv
@@ -67,6 +73,11 @@ def build(
         say(f"held-out set:  {out / 'eval'}")
     say(f"data card:     {out / 'README.md'}")
     say(f"report:        {report}")
+    if settings.rounds.count > 1:
+        from factory.rounds_result import in_words, read_rounds
+
+        for line in in_words(result, out) if (result := read_rounds(out)) else ():
+            say(line)
 
 
 @app.command()

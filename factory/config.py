@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from factory.records import InputError, problem
 from factory.settings import (
@@ -24,11 +24,14 @@ from factory.settings import (
     ModelConfig,
     Part,
     PassagesConfig,
+    RoundsConfig,
     ScoreConfig,
     SplitConfig,
     TestConfig,
 )
 from factory.settings_questions import GenerateConfig, QualityConfig
+
+DEV_OF_ROUNDS = 0.1  # of the documents: what is held out is not trained on, so not more than a comparison needs
 
 
 class Config(Part):
@@ -47,8 +50,20 @@ class Config(Part):
     score: ScoreConfig = ScoreConfig()
     judge: JudgeConfig = JudgeConfig()
     choose: ChooseConfig = ChooseConfig()
+    rounds: RoundsConfig = RoundsConfig()
     card: CardConfig = CardConfig()
     seed: int = Field(42, description="of every draw")
+
+    @field_validator("rounds", mode="before")
+    @classmethod
+    def _count_alone(cls, value: Any) -> Any:
+        return {"count": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _rounds_are_compared(self) -> Config:
+        if self.rounds.count > 1 and self.split.dev == 0:
+            raise ValueError("rounds are compared on dev/, but split.dev is 0: leave it out (then 0.1), or set a share")
+        return self
 
     @model_validator(mode="after")
     def _one_place_for_pairs(self) -> Config:
@@ -66,6 +81,13 @@ class Config(Part):
                 f"{self.generate.max_tokens} and the prompt (about 300 tokens): raise the one or lower the other"
             )
         return self
+
+    @property
+    def dev_share(self) -> float:
+        """`split.dev`, or what it is where it is left out."""
+        if self.split.dev is not None:
+            return self.split.dev
+        return DEV_OF_ROUNDS if self.rounds.count > 1 else 0.0
 
 
 def expand(path: str, base: Path) -> str:
@@ -117,6 +139,7 @@ def resolve_paths(config: Config, base: Path) -> Config:
         "given": {"path": absolute(config.given.path)},
         "llm": {"model": absolute(config.llm.model) if local_llm else config.llm.model},
         "generate": {"prompt": absolute(config.generate.prompt), "examples": absolute(config.generate.examples)},
+        "rounds": {"launch": absolute(config.rounds.launch) if config.rounds.count > 1 else config.rounds.launch},
         "score": {"reranker": reranker if reranker == "llm" else absolute(reranker)},
     }
     parts = {name: getattr(config, name).model_copy(update=update) for name, update in found.items()}

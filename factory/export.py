@@ -168,8 +168,9 @@ def export_stage(
     kept: Sequence[Pair],
     tests: Sequence[Question],
     review: Review,
+    sets: Sequence[Literal["eval", "dev"]],
 ) -> Outcome:
-    """train.jsonl, eval/ and dev/ from the decisions, less what a reviewer took out.
+    """train.jsonl and the held-out `sets` from the decisions, less what a reviewer took out.
 
     Raises:
         InputError: no question has a negative.
@@ -206,7 +207,7 @@ def export_stage(
     counts = {"examples": len(examples), "negatives": sum(len(e.neg) for e in examples)}
     if promoted := sum(len(e.pos) - 1 for e in examples):
         counts["promoted positives"] = promoted
-    for name in held_out_sets(kept, tests):
+    for name in sets:
         if name == "eval" and tests:
             queries, relevant, lost = test_questions(tests, passages)
             dropped += lost

@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from factory.answers import Answer
+from factory.config import Config
+from factory.generate import llm_identity
 from factory.languages import HAN, language
 from factory.llm import LLM, Request
 from factory.prompt_files import PROMPTS, read_prompt
@@ -25,6 +28,12 @@ NO = frozenset({"no", "n", "not", "否", "不", "不是", "不能", "没", "没�
 VARIABLES = ("question", "passage")
 ALTERNATIVES = 20  # looked at for the first word; vLLM's own limit (--max-logprobs)
 FRAME = 260  # tokens of the prompt beside question and passage, generously
+
+
+def judge_identity(config: Config) -> Any:
+    """What a judgement depends on: the LLM, how much of a passage it reads, the prompts."""
+    prompts = [sha256_file(p) for family in ("judge", "specific") for p in sorted(PROMPTS.glob(f"{family}.*.md"))]
+    return [llm_identity(config), config.llm.seed, config.llm.context, prompts]
 
 
 class LLMJudge:

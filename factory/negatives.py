@@ -211,7 +211,7 @@ class Negatives:
     @contextmanager
     def reranker(self) -> Iterator[CachedReranker | None]:
         """The configured reranker, whose scores are kept on disk."""
-        c, store = self.config.score, self.ws.path("cache/rerank.sqlite")
+        c, store = self.config.score, self.ws.cache / "rerank.sqlite"
         if c.reranker == "llm":
             from factory.judge import LLMJudge
 
@@ -228,7 +228,7 @@ class Negatives:
         from factory.generate import llm_identity
         from factory.llm import LLM
 
-        store, log = self.ws.path("cache/llm.sqlite"), self.ws.path(f"logs/llm-server-{what}.log")
+        store, log = self.ws.cache / "llm.sqlite", self.ws.path(f"logs/llm-server-{what}.log")
         return LLM(self.config.llm, llm_identity(self.config), store, log, self.say)
 
 

@@ -179,7 +179,7 @@ def assign_splits(weights: dict[str, int], config: Config, held_out: set[str]) -
     free = sorted(weights.keys() - held_out)
     random.Random(config.seed).shuffle(free)
     total = sum(weights.values())
-    for name, wanted in (("eval", share), ("dev", config.split.dev)):
+    for name, wanted in (("eval", share), ("dev", config.dev_share)):
         got = 0
         # a group is taken only while it keeps the share nearer to what was asked for, but at least one
         while free and wanted > 0 and (got == 0 or got + weights[free[-1]] / 2 <= wanted * total):

@@ -12,23 +12,25 @@ from factory import documents, generate, given, passages, quality
 from factory.config import Config
 from factory.demonstrations import FILE as DEMONSTRATION
 from factory.diversity import QUESTIONS, describe
-from factory.export import TRAIN, export_stage, held_out_sets
-from factory.judge import LLMJudge
+from factory.judge import LLMJudge, judge_identity
 from factory.llm import LLM
 from factory.models import CachedEncoder, Encoder, load_encoder, model_fingerprint
-from factory.negatives import CANDIDATES, DECISIONS, EVIDENCE, JUDGEMENTS, MODEL, SCORES, Negatives, judges
+from factory.negatives import CANDIDATES, DECISIONS, SCORES
 from factory.prompt_files import PROMPTS
 from factory.prompting import prompt_file
 from factory.questions import read_questions, read_user_questions
 from factory.records import Document, Dropped, InputError, Pair, Passage, read_records
 from factory.review import Review
+from factory.rows import Asked, Rows
 from factory.workspace import Outcome, Workspace, sha256_file, write_json, write_jsonl
+
+__all__ = ["CANDIDATES", "DECISIONS", "DOCUMENTS", "KEPT", "PAIRS", "PASSAGES", "SCORES", "Build", "build"]
 
 DOCUMENTS, PASSAGES, PAIRS, KEPT = "1-documents.jsonl", "2-passages.jsonl", "3-pairs.jsonl", "4-kept.jsonl"
 
 
 def build(config: Config, out: Path, say: Callable[[str], None]) -> Path:
-    """Documents → train.jsonl, eval/, README.md and report.html in `out`; returns the report's path.
+    """Documents → train.jsonl, eval/, README.md and report.html in `out`; returns the report's path. With rounds, models too.
 
     Each stage reads the files of those before it and writes its own; it is skipped when neither they,
     nor its part of the configuration, nor its models have changed.
@@ -37,13 +39,21 @@ def build(config: Config, out: Path, say: Callable[[str], None]) -> Path:
         InputError: the user's input or configuration is at fault.
     """
     with Workspace(out, config.model_dump(mode="json"), say) as ws:
-        Build(config, ws, say).run()
+        made = Build(config, ws, say)
+        made.run()
         from factory.card import materials, write_card
         from factory.report import write_report
 
         ws.manifest["materials"] = materials(config)
         ws.save()
         write_card(out)
+        if config.rounds.count > 1:
+            write_report(out)  # to be read while the training goes on
+            made.rounds()
+        else:
+            from factory.rounds_result import forget
+
+            forget(out)
         return write_report(out)
 
 
@@ -65,11 +75,21 @@ class Build:
         self.review = Review.read(ws.root, say)
 
     def run(self) -> None:
+        if self.config.rounds.count > 1:
+            from factory.rounds import check_training
+
+            self.launch = check_training(self.config, self.ws.root)
+        self.questions()
+        self.rows()
+
+    def questions(self) -> None:
+        """Stages 1 to 4: documents → kept questions."""
         c, stage = self.config, self.ws.stage
         encoder = [c.model, self.model]
         pairs_alone = c.input.kind == "pairs"
         sources = list(documents.sources(c.input.path))
         mixed = list(documents.sources(c.given.path)) if c.given.path else []
+        split = c.split.model_copy(update={"dev": c.dev_share})
         llm = [c.llm.serve, generate.llm_identity(c), c.llm.seed, c.llm.context]
         asked = sources if pairs_alone else [llm, self._prompts(), self.real_questions, mixed]
         stage("load", self.load, outputs=[DOCUMENTS], rests_on=[c.input, sources, mixed])
@@ -78,8 +98,12 @@ class Build:
             self.split,
             inputs=[DOCUMENTS],
             outputs=[PASSAGES],
-            rests_on=[c.passages, c.split, c.test.hold_out, c.seed, self.model, self.tests_digest],
+            rests_on=[c.passages, split, c.test.hold_out, c.seed, self.model, self.tests_digest],
         )
+        if c.rounds.count > 1:
+            from factory.rounds import check_development
+
+            check_development(self._passages, c)
         stage(
             "generate",
             self.generate,
@@ -87,7 +111,7 @@ class Build:
             outputs=[PAIRS],
             rests_on=[c.generate, asked, c.seed, bool(self.tests)],
         )
-        judge = self._judge_identity() if quality.needs_llm(c) else None
+        judge = judge_identity(c) if quality.needs_llm(c) else None
         stage(
             "filter",
             self.filter,
@@ -95,49 +119,24 @@ class Build:
             outputs=[KEPT, QUESTIONS],
             rests_on=[c.quality, c.given.share, encoder, self.tests_digest, judge, c.seed, self.real_questions],
         )
-        negatives = Negatives(c, self.ws, self._passages, self._kept, lambda: self.encoder, self.say)
-        preset = c.choose.preset == "window"  # which is over an index of its own
-        stage("mine", negatives.mine, inputs=[PASSAGES, KEPT], outputs=[CANDIDATES], rests_on=[c.mine, encoder, preset])
-        reranker = [c.score, c.choose.near_copy, self._reranker_identity()]
-        stage(
-            "score",
-            negatives.score,
-            inputs=[PASSAGES, KEPT, CANDIDATES],
-            outputs=[SCORES, EVIDENCE],
-            rests_on=[reranker, encoder],
-        )
-        inputs = [PASSAGES, KEPT, SCORES, EVIDENCE]
-        if judges(c):
-            drawn_from = [c.choose.near_copy, c.choose.depth, c.choose.reject_at]
-            stage(
-                "judge",
-                negatives.judge,
-                inputs=inputs,
-                outputs=[JUDGEMENTS, MODEL],
-                rests_on=[c.judge, self._judge_identity(), c.seed, drawn_from],
-            )
-            inputs = [*inputs, JUDGEMENTS, MODEL]
-        else:
-            self.ws.forget("judge")
-        stage(
-            "choose",
-            lambda: negatives.choose(self.review),
-            inputs=inputs,
-            outputs=[DECISIONS],
-            rests_on=[c.choose, c.seed, *self.review.promoting()],
-        )
-        sets = [
-            f"{name}/{file}"
-            for name in held_out_sets(self._kept, self.tests)
-            for file in ("corpus.jsonl", "queries.jsonl", "qrels.tsv")
-        ]
-        stage(
-            "export",
-            lambda: export_stage(c, self.ws, negatives, self._passages, self._kept, self.tests, self.review),
-            inputs=[PASSAGES, KEPT, SCORES, DECISIONS],
-            outputs=[TRAIN, *sets],
-            rests_on=[self.tests_digest, *self.review.all()],
-        )
+
+    def rows(self) -> None:
+        """Stages 5 to 8; see factory.rows."""
+        c = self.config
+        Rows(c, self.ws, self._asked(""), lambda: self.encoder, [c.model, self.model], self.say).run()
+
+    def rounds(self) -> None:
+        """Train, and make stages 5 to 8 again with what came out; see factory.rounds."""
+        from factory.rounds import release, run_rounds
+
+        self.__dict__.pop("encoder", None)  # the training needs its memory
+        release()
+        run_rounds(self.config, self.ws, self.launch, self._asked("../../"), self.model, self.say)
+
+    def _asked(self, folder: str) -> Asked:
+        """What the questions' stages made, whose files are in `folder` as seen from a workspace."""
+        files = (f"{folder}{PASSAGES}", f"{folder}{KEPT}")
+        return Asked(files, self._passages, self._kept, self.tests, self.tests_digest, self.review)
 
     def load(self) -> Outcome:
         rows, dropped, taken = documents.load_documents(self.config.input)
@@ -210,7 +209,7 @@ class Build:
 
     @cached_property
     def encoder(self) -> Encoder:
-        return CachedEncoder(load_encoder(self.config.model), self.ws.path("cache"))
+        return CachedEncoder(load_encoder(self.config.model), self.ws.cache)
 
     @property
     def _passages(self) -> list[Passage]:
@@ -233,20 +232,8 @@ class Build:
         return read_user_questions(Path(path), self.tests, self.say) if path else []
 
     def _llm(self, what: str = "") -> LLM:
-        cache, log = self.ws.path("cache/llm.sqlite"), self.ws.path(f"logs/llm-server{what}.log")
+        cache, log = self.ws.cache / "llm.sqlite", self.ws.path(f"logs/llm-server{what}.log")
         return LLM(self.config.llm, generate.llm_identity(self.config), cache, log, self.say)
-
-    def _reranker_identity(self) -> Any:
-        reranker = self.config.score.reranker
-        if reranker == "llm":
-            return self._judge_identity()
-        return model_fingerprint(Path(reranker)) if reranker and Path(reranker).exists() else reranker
-
-    def _judge_identity(self) -> Any:
-        """What a judgement depends on: the LLM, how much of a passage it reads, the prompts."""
-        llm = self.config.llm
-        prompts = [sha256_file(p) for family in ("judge", "specific") for p in sorted(PROMPTS.glob(f"{family}.*.md"))]
-        return [generate.llm_identity(self.config), llm.seed, llm.context, prompts]
 
     def _prompts(self) -> Any:
         files = [DEMONSTRATION, *(prompt_file(self.config.generate, lang) for lang in ("zh", "en"))]

@@ -19,6 +19,7 @@ from factory.report_charts import BLUE, histogram, reliability
 from factory.report_evaluation import evaluation_view
 from factory.report_questions import questions_section
 from factory.report_reviews import reviews_view
+from factory.report_rounds import rounds_section
 from factory.report_scores import scores_view
 from factory.report_story import result_flow, story
 from factory.report_summary import done, subtitle, verdicts
@@ -33,7 +34,7 @@ FEATURES = 12  # of the model of false negatives, shown
 CLIP = 600  # characters of a passage that are shown
 
 # The page's parts that the line under the summary leads to, as far as they are there.
-PARTS = ("story", "questions", "negatives", "training", "result", "review", "dropped", "rows", "made")
+PARTS = ("story", "questions", "negatives", "training", "rounds", "result", "review", "dropped", "rows", "made")
 Language = Literal["zh", "en", "auto"]
 
 
@@ -84,6 +85,7 @@ def write_report(run_folder: Path, language: Language = "auto") -> Path:
         if "judge" in stages
         else None,
         "training": training_view(run_folder, first, run),
+        "rounds": rounds_section(run_folder, run.get("config", {})),
         "evaluation": evaluation_view(run_folder),
         "reviews": reviews_view(run_folder),
         "dropped": _dropped(run_folder / "dropped", stages),
@@ -95,7 +97,7 @@ def write_report(run_folder: Path, language: Language = "auto") -> Path:
         said=said,
         language=_language(run_folder, language),
         name=run_folder.resolve().name,
-        parts=[p for p in PARTS if (p != "questions" or views["questions"]) and (p != "negatives" or negatives)],
+        parts=[p for p in PARTS if (views[p] if p in ("questions", "rounds") else p != "negatives" or negatives)],
         subtitle=subtitle(run.get("config", {})),
         done=done(run, first),
         result_flow=result_flow(views["verdicts"][0].verdict if views["verdicts"] else ""),

@@ -62,7 +62,9 @@ class SplitConfig(Part):
         None,
         description="share of the documents whose questions are held out; default 0.15, or 0 when `test.questions` names them",
     )
-    dev: Fraction = Field(0.0, description="share for dev/, the set to choose checkpoints on")
+    dev: Fraction | None = Field(
+        None, description="share for dev/, the set to choose checkpoints and rounds on; default 0, or 0.1 with rounds"
+    )
 
 
 class TestConfig(Part):
@@ -226,6 +228,30 @@ class ChooseConfig(Part):
     too_few: Literal["fill", "drop"] = Field(
         "fill",
         description="a question with fewer allowed candidates: fill up from easier ranks and mark it, or drop the question",
+    )
+
+
+class RoundsConfig(Part):
+    """`rounds: 2`: train the base model on train.jsonl, mine again with what comes out, train the base on that; compare on dev/."""
+
+    count: int = Field(
+        1,
+        ge=1,
+        description="rounds at most. 1: train.jsonl is written, nothing is trained. Each later round mines the same questions with the "
+        "model of the round before, in RUN/rounds/2, …, and trains the base model, never the tuned one",
+    )
+    launch: str = Field(
+        "launch.yaml",
+        description="how bge-launch trains: same model and instructions as here; train_data and output are each round's own, and dev is left out",
+    )
+    gain: Fraction = Field(
+        0.0,
+        description="the first round whose nDCG@10 on dev/ is not above the best before it by more than this is the last",
+    )
+    sure: bool = Field(
+        True,
+        description="the difference's 95 % interval must lie above zero, too; with a small dev/ that asks for several points. "
+        "false: the difference alone decides",
     )
 
 

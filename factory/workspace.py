@@ -102,12 +102,15 @@ def write_json(path: Path, value: Any) -> None:
 class Workspace:
     """The folder of one run. `stage` runs a step, or skips it when nothing that it rests on has changed.
 
+    Args:
+        cache: of LLM answers, embeddings and reranker scores; by default the folder's own.
+
     Raises:
         InputError: another process works in the folder, or `run.json` there is not ours.
     """
 
-    def __init__(self, root: Path, config: Mapping[str, Any], say: Callable[[str], None]):
-        self.root, self.say = root, say
+    def __init__(self, root: Path, config: Mapping[str, Any], say: Callable[[str], None], cache: Path | None = None):
+        self.root, self.say, self.cache = root, say, cache or root / "cache"
         if root.exists() and not root.is_dir():
             raise InputError("is a file, expected a folder for the run", where=root)
         if root.is_dir() and any(root.iterdir()) and not (root / MANIFEST).exists() and not (root / ".lock").exists():

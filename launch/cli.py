@@ -81,12 +81,27 @@ def _memory(config: Path, made: LaunchPlan, gib: float) -> str:
 
 
 @app.command()
-def check(config: Config) -> None:
+def check(
+    config: Config,
+    before_build: Annotated[
+        bool,
+        typer.Option(
+            "--before-build",
+            help="The training file is still to be made: see whether `run` can train here all the same. "
+            "`bge-factory build` asks this before hours of work, where it has rounds.",
+        ),
+    ] = False,
+) -> None:
     """Look for everything that would go wrong; print all of it at once."""
     from launch import preflight
-    from launch.plan import plan_file, processes
+    from launch.plan import must_be_here, plan_file, processes
 
     made = plan_file(config)
+    if before_build:
+        must_be_here(made)
+        _stop_on_errors(preflight.check(made, overwrite=True, rows=False))
+        print(f"ready, but for the training file: on {made.device}, {processes(made)}")
+        return
     _stop_on_errors(preflight.check(made))
     where = f"{made.device}, {processes(made)}" if made.world_size > 1 else made.device
     where += ", not on this machine" * made.machine.elsewhere

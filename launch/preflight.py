@@ -12,14 +12,8 @@ from launch.plan import LaunchPlan
 from launch.problems import Problem
 from launch.trackers import tracker_packages
 
+OF_ROWS = (data, columns, prompts, batch, distillation, same_dataset, truncation)
 CHECKS = (
-    data,
-    columns,
-    prompts,
-    batch,
-    distillation,
-    same_dataset,
-    truncation,
     model,
     lengths,
     sub_batches,
@@ -34,10 +28,15 @@ CHECKS = (
 )
 
 
-def check(plan: LaunchPlan, *, overwrite: bool = False) -> list[Problem]:
-    """All problems of a plan, errors first. `overwrite`: a full output folder is no error."""
+def check(plan: LaunchPlan, *, overwrite: bool = False, rows: bool = True) -> list[Problem]:
+    """All problems of a plan, errors first.
+
+    Args:
+        overwrite: a full output folder is no error.
+        rows: false where the training file is still to be made: what only its rows can tell is left out.
+    """
     found = list(plan.problems)
-    for one in CHECKS:
+    for one in (*OF_ROWS, *CHECKS) if rows else CHECKS:
         found.extend(one(plan))
     found.extend(output(plan, overwrite))
     return sorted(found, key=lambda p: p.severity)  # "error" sorts before "warning"
