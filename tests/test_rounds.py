@@ -214,7 +214,8 @@ def test_a_training_that_fails_is_told_with_its_code_and_the_end_of_its_log(tmp_
     base = make_tiny_bert(tmp_path / "bert")
     rows = [{"query": f"what is {i}?", "pos": [f"number {i}"], "neg": ["coffee", "water"]} for i in range(20)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    (base / "model.safetensors").write_bytes(b"no weights at all, but as long as a header has to be")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"num_attention_heads": 5}))  # of 64 dimensions: no model
     settings = LAUNCH | {
         "model": str(base),
         "train_data": [str(tmp_path / "train.jsonl")],
