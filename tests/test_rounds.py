@@ -224,7 +224,11 @@ def test_a_training_that_fails_is_told_with_its_code_and_the_end_of_its_log(tmp_
     with Workspace(tmp_path / "1", {}, print) as place, pytest.raises(InputError) as failed:
         train(place, settings, print)
     said, log = str(failed.value), tmp_path / "1/tuned/launch.log"
-    assert "the training ended with exit code 1" in said and said.startswith(str(log)) and "delete" in said
+    assert (
+        "the training ended with exit code 1; the end of its log" in said
+        and said.startswith(str(log))
+        and "delete" in said
+    )
     assert log.read_text(errors="replace").strip().splitlines()[-1].split("\r")[-1].strip() in said
 
 
