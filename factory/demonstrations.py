@@ -20,7 +20,7 @@ VARIABLES = ("example_context", "example_passage", "example_count", "example_typ
 
 @cache
 def demonstrations() -> dict[str, Any]:
-    """By language: context, passage and by kind of question its fields."""
+    """By language: words, context, passage and by kind of question its fields; see the file."""
     found: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     return found
 

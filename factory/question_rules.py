@@ -72,8 +72,6 @@ SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 STEM = 5  # letters in which two English words must agree to be the same
 # Characters, without spaces, from which a piece in common is a clause and no longer a term.
 LONG_RUN = {"zh": 10, "en": 30}
-# The same from which it is more than a common word: 电热水器, water heater.
-TERM = {"zh": 4, "en": 10}
 GIVEN_AWAY = 0.9  # share of the answer's words in the question from which it asks nothing that it does not say
 # A question that names what to choose from, or asks for a yes, may hold its answer.
 CHOICE = {
@@ -118,10 +116,10 @@ def _broken(pair: Pair, passage: Passage, config: QualityConfig) -> Iterator[tup
         yield "answer-not-in-passage", f"{missing}; the answer: {pair.answer[:60]}"
     if pair.answer and given_away(pair.answer, query, lang):
         yield "answer-in-question", f"the answer: {pair.answer[:60]}"
-    shown = demonstrations()[lang]
-    subject = longest_run(plain, squeeze(shown["context"] + shown["passage"]))
-    if len(subject) >= TERM[lang] and subject not in squeeze(" ".join((passage.title, *passage.headings))) + text:
-        yield "from-the-demonstration", f"{subject} is not in the passage"
+    around = squeeze(" ".join((passage.title, *passage.headings))) + text
+    for word in demonstrations()[lang]["words"]:
+        if squeeze(word) in plain and squeeze(word) not in around:
+            yield "from-the-demonstration", f"{word} is not in the passage"
 
 
 def given_away(answer: str, query: str, lang: str) -> bool:

@@ -106,6 +106,7 @@ def test_an_answer_comes_from_its_passage_or_the_question_goes(answer, passage, 
         ("焊条要当天用完吗？", "当天用完", None),
         ("烘干两小时的焊条放到哪儿？", "保温筒内", None),
         ("家里电热水器的焊条多久要换？", "当天用完", "from-the-demonstration"),
+        ("受潮的焊条要立即停用吗？", "扩散氢含量升高", None),
     ],
 )
 def test_a_question_neither_says_its_answer_nor_asks_about_the_prompts_demonstration(query, answer, reason):
