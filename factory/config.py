@@ -115,7 +115,7 @@ def load_config(path: Path) -> Config:
     try:
         config = Config.model_validate(data)
     except ValidationError as e:
-        raise InputError(problem(e), where=path, fix="bge-factory build --help lists the keys") from e
+        raise InputError(problem(e), where=path, fix="`bge-factory config` explains every key") from e
     return resolve_paths(config, path.resolve().parent)
 
 
