@@ -66,10 +66,8 @@ def _training(run_folder: Path, name: str, folder: Path, run: Mapping[str, Any])
         found = _read(file)
         if not found:
             remarks.append(say("training.unreadable", file=_shown(file, run_folder)))
-        for (
-            tag,
-            points,
-        ) in found.items():  # a training that was resumed: its own steps replace those of the earlier file
+        for tag, points in found.items():
+            # of a training that was resumed: its own steps replace those of the earlier file
             kept = {step: v for step, v in values.get(tag, {}).items() if step < min(points)}
             values[tag] = kept | points
     if not files:
