@@ -17,8 +17,18 @@ from factory.question_types import LONG, in_words, schedule
 from factory.records import InputError, Passage
 from factory.settings_questions import GenerateConfig
 
-OWN = ("asker", "passage", "context", "before", "after", "count", "types", "style", "examples")
-VARIABLES = OWN + demonstrations.VARIABLES
+VARIABLES = (
+    "asker",
+    "passage",
+    "context",
+    "before",
+    "after",
+    "count",
+    "types",
+    "style",
+    "examples",
+    *demonstrations.VARIABLES,
+)
 # Who asks, where `generate.asker` does not say.
 ASKER = {"zh": "要在资料库里查东西的人", "en": "somebody who looks for something in a collection of documents"}
 # How the sentences and blocks that may be empty are put.

@@ -127,7 +127,7 @@ def given_away(answer: str, query: str, lang: str) -> bool:
     plain = squeeze(answer).strip("。.!")
     if YES_NO.fullmatch(plain) or CHOICE[lang].search(query):
         return False
-    return not not_in(answer, query, GIVEN_AWAY)
+    return not_in(answer, query, GIVEN_AWAY) == ""
 
 
 def not_in(answer: str, passage: str, least: float) -> str:
