@@ -44,8 +44,15 @@ class Prompt:
     header: Header = field(default_factory=Header)
 
     def messages(self, variables: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-        """(role, text) of each message; empty variables leave no gap."""
-        return tuple((role, GAP.sub("\n\n", part.safe_substitute(variables)).strip()) for role, part in self.parts)
+        """(role, text) of each message; empty variables leave no gap and no empty brackets."""
+        empty = [b for name, value in variables.items() if value == "" for b in (f"（${{{name}}}）", f" (${{{name}}})")]
+
+        def filled(text: str) -> str:
+            for brackets in empty:
+                text = text.replace(brackets, "")
+            return GAP.sub("\n\n", string.Template(text).safe_substitute(variables)).strip()
+
+        return tuple((role, filled(part.template)) for role, part in self.parts)
 
 
 def read_prompt(path: Path, known: Collection[str], needed: Collection[str] = ("passage",)) -> Prompt:

@@ -207,6 +207,6 @@ def size(messages: Sequence[tuple[str, str]]) -> int:
 
 
 def context_of(passage: Passage) -> str:
-    """Title and heading path without their numbering, which small models copy into questions."""
+    """Title and heading path without their numbering, which small models copy into questions; "" for a table's row without a title."""
     parts = [NUMBERING.sub("", part) for part in (passage.title, *passage.headings)]
-    return " > ".join(dict.fromkeys(filter(None, parts))) or passage.source
+    return " > ".join(dict.fromkeys(filter(None, parts)))

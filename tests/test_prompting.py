@@ -36,6 +36,15 @@ def test_what_is_not_asked_for_leaves_no_trace_in_the_prompt():
 
 
 @pytest.mark.parametrize(
+    ("text", "head"), [("焊条使用前须烘干，空载（）时断电。", "资料："), (f"{ENGLISH} Call dry ().", "Text:")]
+)
+def test_a_tables_row_without_a_title_has_no_context_not_the_tables_name(text, head):
+    row = passage("a", text).model_copy(update={"title": "", "headings": (), "source": "corpus.jsonl"})
+    last = requests_for([row], config())[0].messages[-1][1]
+    assert last.startswith(f"{head}\n{text}\n") and "corpus" not in last
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("ask something about ${passage}", "## system"),
