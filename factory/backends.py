@@ -161,7 +161,9 @@ class M3Encoder(LocalEncoder):
     def _load(self) -> Any:
         from FlagEmbedding import BGEM3FlagModel
 
-        return BGEM3FlagModel(self.config.path, use_fp16=self.device != "cpu", devices=[self.device])
+        return BGEM3FlagModel(
+            self.config.path, pooling_method=self.pooling, use_fp16=self.device != "cpu", devices=[self.device]
+        )
 
     def _encode(self, texts: list[str], length: int, modes: set[Mode]) -> Encoded:
         sparse, colbert = bool(modes & {"sparse", "sum"}), bool(modes & {"colbert", "sum"})

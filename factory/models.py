@@ -98,7 +98,7 @@ def load_encoder(config: ModelConfig) -> Encoder:
     """The encoder of a local folder. Its files are checked now; the weights are read at the first `encode`.
 
     `kind: auto` takes m3 for a folder with sparse_linear.pt and colbert_linear.pt; FlagModel where its
-    pooling, CLS or mean, is all that the folder asks for (CLS, bge's, if the folder does not say);
+    pooling, CLS or mean, is all that the folder asks for (CLS, bge's, if the folder does not say, also for m3);
     sentence-transformers for the rest (other poolings, projection layers).
     On a CPU in float32, on a GPU in float16, as FlagEmbedding itself does.
 
@@ -122,7 +122,7 @@ def load_encoder(config: ModelConfig) -> Encoder:
     if kind == "auto":
         kind = "m3" if has_m3_heads else "flag" if pooling else "sentence-transformers"
     if kind == "m3":
-        return M3Encoder(config, "cls")
+        return M3Encoder(config, pooling or "cls")
     return FlagEncoder(config, pooling or "cls") if kind == "flag" else SentenceTransformersEncoder(config, "")
 
 

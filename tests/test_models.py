@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from factory.modelfiles import write_mean_pooling
 from factory.models import BLOCK, CachedEncoder, load_encoder, load_reranker, model_fingerprint
 from factory.records import InputError
 from factory.settings import ModelConfig
@@ -62,6 +63,16 @@ def test_flag_model_and_sentence_transformers_agree_on_a_mean_pooled_folder(bert
     ours = load_encoder(config(bert)).encode(TEXTS[:5], "passage").dense
     theirs = load_encoder(config(bert, kind="sentence-transformers")).encode(TEXTS[:5], "passage").dense
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_m3_pools_as_its_folder_says(m3: Path, tmp_path: Path) -> None:
+    """Heads may be trained onto a model that pools by the mean, such as e5."""
+    folder = shutil.copytree(m3, tmp_path / "m3")
+    write_mean_pooling(folder, width=json.loads((folder / "config.json").read_text())["hidden_size"], max_length=128)
+    ours = load_encoder(config(folder)).encode(TEXTS[:5], "passage", modes=("dense", "sparse", "colbert"))
+    theirs = load_encoder(config(folder, kind="sentence-transformers")).encode(TEXTS[:5], "passage").dense
+    np.testing.assert_allclose(ours.dense, theirs, atol=1e-5)
+    assert ours.sparse is not None and ours.colbert is not None
 
 
 def test_the_instruction_is_put_before_the_text(bert: Path) -> None:
