@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from benchmarks.common import collection_parser
@@ -31,6 +32,9 @@ def training_parser(description: str | None, **defaults: Any) -> argparse.Argume
     p.add_argument("--group-size", type=int, default=4)
     p.add_argument("--passage-max-length", type=int, default=256)
     p.add_argument("--learning-rate", type=float, default=3e-5)
+    p.add_argument(
+        "--bf16", action="store_true", help="train and measure in bfloat16: for processors with AVX-512 BF16 or AMX"
+    )
     p.add_argument("--out", type=Path, required=True)
     p.set_defaults(**defaults)
     return p
@@ -58,7 +62,7 @@ def train_and_measure(
         "train_group_size": a.group_size,
         "passage_max_len": a.passage_max_length,
         "seed": seed,
-        "arguments": {"max_steps": steps},
+        "arguments": {"max_steps": steps} | ({"bf16": True} if a.bf16 else {}),
     }
     (folder / "launch.yaml").write_text(yaml.safe_dump(launch), encoding="utf-8")
     if not finished(read_json(folder / "tuned" / "launch.json")):
@@ -79,7 +83,8 @@ def measure(a: argparse.Namespace, model: Path, done: Path) -> np.ndarray:
         passage_instruction=a.passage_instruction,
         passage_max_length=a.passage_max_length,
     )
-    found = evaluate(a.collection, [("m", described)], cutoffs=(10,))
+    with torch.autocast("cpu", torch.bfloat16, enabled=a.bf16):
+        found = evaluate(a.collection, [("m", described)], cutoffs=(10,))
     values = found.per_query["m dense"]["ndcg@10"]
     write_json(done, values)
     return np.array(values)
