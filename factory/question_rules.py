@@ -21,7 +21,10 @@ DANGLING = {
     "en": re.compile(
         r"\b(this|that|above|following|given|provided) (paper|study|section|report|material|chapter|table|figure)s?\b"
         r"|\b(this|the|that|above|following|given|provided) (article|passage|text|document|paragraph|excerpt|author)s?\b"
-        r"|\b(mentioned|described|stated|discussed|listed|outlined|given) (above|below|here|in the)\b|\baccording to (it|this|the above)\b",
+        r"|\b(mentioned|described|stated|discussed|listed|outlined|given) (above|below|here|in the)\b|\baccording to (it|this|the above)\b"
+        # "the paper" alone may lie in a printer, and "the study of gases" is a subject
+        r"|\bthe (paper|study|report|analysis) (analy[sz]|assum|talk|describ|provid|present|discuss|focus|conclud|cover|mention|consider|"
+        r"examin|investigat|propos|suggest)\w*|\bin the (paper|study)\b(?= *[?.,;]| (about|on)\b| *$)",
         re.I,
     ),
 }
