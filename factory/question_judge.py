@@ -1,7 +1,7 @@
 """What the LLM says of questions: does the passage answer it, does it name its subject, do other passages answer it too?
 
-How far its word goes is measured each time on controls whose answer is known; where it is no better than a coin its
-word is not used.
+How far its word goes is measured first, on controls whose answer is known; where it is no better than a coin it is not
+asked about the rest.
 """
 
 from __future__ import annotations
@@ -72,34 +72,35 @@ def judge_questions(
         for p, found in zip(drawn, nearest(drawn, WRONG[1]), strict=True)
         if found
     ]
-    asked = [*((p.query, p.target_text) for p in (*pairs, *drawn)), *((p.query, targets[w].text) for p, w in wrong)]
-    logits = judge.score(asked)
-    own, right, others = np.split(logits, [len(pairs), len(pairs) + len(drawn)])
+    asked = [*((p.query, p.target_text) for p in drawn), *((p.query, targets[w].text) for p, w in wrong)]
+    right, others = np.split(judge.score(asked), [len(drawn)])
     error = said.controls["answerable"] = judge_error(right, others)
     _say(say, "whether a passage answers", error)
     if error.usable:
-        for pair, value in zip(pairs, own, strict=True):
+        for pair, value in zip(pairs, judge.score([(p.query, p.target_text) for p in pairs]), strict=True):
             if value < error.threshold:
                 detail = f"logit {value:.1f}, expected at least {error.threshold:.1f}"
                 said.broken[pair.id] = ("not-answered-by-its-passage", detail)
     if answered_only:
         return said
-    _specific([p for p in pairs if p.id not in said.broken], judge, said, say)
+    _specific([p for p in pairs if p.id not in said.broken], judge, said, say, draw)
     if config.elsewhere and error.usable:
         left = [p for p in pairs if p.id not in said.broken]
         _elsewhere(left, targets, nearest(left, config.elsewhere), judge, error, config, said)
     return said
 
 
-def _specific(pairs: Sequence[Pair], judge: LLMJudge, said: Said, say: Callable[[str], None]) -> None:
+def _specific(
+    pairs: Sequence[Pair], judge: LLMJudge, said: Said, say: Callable[[str], None], draw: random.Random
+) -> None:
     for lang, generic in GENERIC.items():
         here = [p for p in pairs if p.language == lang]
         if not here:
             continue
-        values = judge.specific([p.query for p in here])
-        error = said.controls[f"specific, {lang}"] = judge_error(values, judge.specific(generic))
+        some = judge.specific([p.query for p in draw.sample(here, min(CONTROLS, len(here)))])
+        error = said.controls[f"specific, {lang}"] = judge_error(some, judge.specific(generic))
         if error.usable:
-            for pair, value in zip(here, values, strict=True):
+            for pair, value in zip(here, judge.specific([p.query for p in here]), strict=True):
                 if value < error.threshold:
                     detail = f"logit {value:.1f}, expected at least {error.threshold:.1f}"
                     said.broken[pair.id] = ("not-specific", detail)

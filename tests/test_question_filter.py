@@ -161,6 +161,24 @@ def test_a_judge_that_affirms_everything_is_not_believed(corpus, tmp_path, start
     assert "too little to go by it" in said[0]
 
 
+def test_a_judge_that_fails_its_controls_is_asked_nothing_more(corpus, tmp_path, start, monkeypatch):
+    monkeypatch.setattr("factory.question_judge.CONTROLS", 2)
+    pairs = [question(i, f"{s}好用吗？", corpus) for i, s in enumerate(SUBJECTS)]
+    prompts = []
+
+    def behave(handler, number, prompt):
+        prompts.append(prompt)
+        handler.say(200, says(0.8))
+
+    served = LLMConfig(serve="endpoint", url=start(behave).url)
+    with LLM(served, "m", tmp_path / "llm.sqlite", tmp_path / "log", print) as llm:
+        encoder = Turned({p.query: 0 for p in pairs})
+        done = filter_pairs(pairs, corpus, [], config(quality={"judge": "on"}), encoder, LLMJudge(llm), lambda t: None)
+    assert len(done.kept) == len(pairs) and set(done.judge) == {"answerable", "specific, zh"}
+    assert len([p for p in prompts if "资料：" in p]) == 4  # two with their own passages, two with others'
+    assert len([p for p in prompts if "好用吗" in p and "资料：" not in p]) == 2
+
+
 @pytest.mark.parametrize(
     ("at_most", "left"),
     [
