@@ -31,7 +31,7 @@ def main() -> None:
     p.add_argument("--epochs", type=float, default=1)
     p.add_argument("--weights", default="0.4,0.2,0.4", help="of dense, sparse and ColBERT in the sum")
     a = parse(p)
-    start = a.out / "start"
+    start = a.out.resolve() / "start"
     if not start.is_dir():
         with_heads(a.model.expanduser(), start)
     launch = {

@@ -120,7 +120,7 @@ class QualityConfig(Part):
     judge: Literal["auto", "on", "off"] = Field(
         "off",
         description="the LLM says of each question whether its passage answers it and whether it names its subject. auto: with "
-        "llm.serve vllm or endpoint, since on a CPU each judgement takes seconds. Off until it is measured what it earns",
+        "llm.serve vllm or endpoint, since on a CPU each judgement takes seconds. Off: a 1.5 B model's word did not earn its time",
     )
     elsewhere: int = Field(
         0,
