@@ -18,6 +18,7 @@ from factory.question_types import difficulty
 from factory.questions import Question
 from factory.records import Dropped, Pair, Passage
 from factory.retrieve import rank_of_target, targets_of
+from factory.round_trip import not_found
 from factory.settings_questions import Difficulty
 
 
@@ -83,11 +84,7 @@ def filter_pairs(
         ranks = rank_of_target(generated, targets, queries, vectors)
         rank_of = {p.id: rank for p, rank in zip(generated, ranks, strict=True)}
         left = [p.model_copy(update={"rank": rank_of.get(p.id)}) for p in left]
-        far = {
-            p.id: ("round-trip", f"its own passage ranks {rank_of[p.id]}, expected at most {q.round_trip_k}")
-            for p in generated
-            if q.round_trip_k and rank_of[p.id] > q.round_trip_k
-        }
+        far = not_found(generated, targets, rank_of, config)
         if q.unreachable == "drop" or not judge:
             test("round trip", far)
         if judge:

@@ -24,7 +24,10 @@ DANGLING = {
         r"|\b(mentioned|described|stated|discussed|listed|outlined|given) (above|below|here|in the)\b|\baccording to (it|this|the above)\b"
         # "the paper" alone may lie in a printer, and "the study of gases" is a subject
         r"|\bthe (paper|study|report|analysis) (analy[sz]|assum|talk|describ|provid|present|discuss|focus|conclud|cover|mention|consider|"
-        r"examin|investigat|propos|suggest)\w*|\bin the (paper|study)\b(?= *[?.,;]| (about|on)\b| *$)",
+        r"examin|investigat|propos|suggest)\w*|\bin the (paper|study)\b(?= *[?.,;]| (about|on)\b| *$)"
+        # whose, and which one? "the tests of the pump" and "the scientists at CERN" say it
+        r"|\bthe (scientist|researcher|investigator|experimenter)s?\b(?! (of|at|in|from|who)\b)"
+        r"|\b(in|during|by) (the|this) (experiment|investigation|research|tests?|analysis)\b(?= *[?.,;]| *$)",
         re.I,
     ),
 }

@@ -111,11 +111,17 @@ class QualityConfig(Part):
         3, ge=2, description="a question that was written for so many different passages fits none: all of them go"
     )
     round_trip_k: int = Field(
-        20, ge=0, description="the passage must be among the base model's first k; 0 turns the test off"
+        20, ge=0, description="a search must have the question's own passage among its first k; 0 turns the test off"
+    )
+    round_trip_by: list[Literal["dense", "bm25"]] = Field(
+        ["dense", "bm25"],
+        min_length=1,
+        description="whose search, one of these is enough: dense, the base model's; bm25. What BM25 alone finds is what the base "
+        "model has to learn",
     )
     unreachable: Literal["drop", "judge"] = Field(
         "drop",
-        description="a question whose passage is not: it goes, or it stays if the LLM says that the passage answers",
+        description="a question whose passage none of them finds: it goes, or it stays if the LLM says that the passage answers",
     )
     judge: Literal["auto", "on", "off"] = Field(
         "off",

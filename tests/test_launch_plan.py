@@ -119,6 +119,7 @@ def test_cpu_plan(folder: Path, base: Contract) -> None:
     made = plan(folder, base, hardware={"nproc_per_node": 2})
     assert made.on("use_cpu") and made.value("ddp_backend") == "gloo"
     assert made.env["OMP_NUM_THREADS"] == "2"
+    assert made.env["MALLOC_MMAP_MAX_"] == "0"  # or the allocator takes a quarter of each step
     assert made.value("bf16") is None and made.value("fp16") is None
     assert made.value("model_name_or_path") == str(made.prepared)
 

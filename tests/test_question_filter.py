@@ -87,13 +87,22 @@ def question(i: int, text: str, corpus):
     return asked(i, text, p.id, target_text=p.text, duplicate_group=p.duplicate_group, answer="")
 
 
-def test_the_round_trip_drops_what_the_base_model_does_not_find_and_ranks_the_rest(corpus):
-    pairs = [question(0, "焊条好用吗？", corpus), question(1, "砂轮怎么挑？", corpus)]
-    encoder = Turned({"焊条好用吗？": 20, "砂轮怎么挑？": 150})
-    done = filter_pairs(pairs, corpus, [], config(quality={"round_trip_k": 3}), encoder)
-    assert [(p.id, p.rank) for p in done.kept] == [("q0", 2)]
-    assert [(d.id, d.reason) for d in done.dropped] == [("q1", "round-trip")]
-    assert done.tests[-1] == {"test": "round trip", "asked": 2, "dropped": {"round-trip": 1}}
+@pytest.mark.parametrize(
+    ("by", "dropped"), [(["dense", "bm25"], ["q2"]), (["dense"], ["q1", "q2"]), (["bm25"], ["q2"])]
+)
+def test_the_round_trip_drops_what_no_search_finds_and_keeps_the_base_models_rank(corpus, by, dropped):
+    """The second question has its passage's words, and lies far from it; the third has neither."""
+    pairs = [
+        question(0, "焊条好用吗？", corpus),
+        question(1, "砂轮怎么挑？", corpus),
+        question(2, "谁签的合同？", corpus),
+    ]
+    encoder = Turned({"焊条好用吗？": 20, "砂轮怎么挑？": 150, "谁签的合同？": 150})
+    chosen = config(quality={"round_trip_k": 3, "round_trip_by": by})
+    done = filter_pairs(pairs, corpus, [], chosen, encoder)
+    assert [(p.id, p.rank) for p in done.kept] == [("q0", 2), ("q1", 5)][: 3 - len(dropped)]
+    assert [d.id for d in done.dropped] == dropped and {d.reason for d in done.dropped} == {"round-trip"}
+    assert done.tests[-1] == {"test": "round trip", "asked": 3, "dropped": {"round-trip": len(dropped)}}
 
 
 def says(p: float) -> bytes:
@@ -154,7 +163,7 @@ def test_a_judge_that_affirms_everything_is_not_believed(corpus, tmp_path, start
     pairs = [question(i, f"{s}好用吗？", corpus) for i, s in enumerate(SUBJECTS)]
     served = LLMConfig(serve="endpoint", url=start(lambda handler, n, prompt: handler.say(200, says(0.8))).url)
     encoder, said = Turned({p.query: 180 for p in pairs}), []
-    chosen = config(quality={"judge": "on", "round_trip_k": 3, "unreachable": "judge"})
+    chosen = config(quality={"judge": "on", "round_trip_k": 3, "round_trip_by": ["dense"], "unreachable": "judge"})
     with LLM(served, "m", tmp_path / "llm.sqlite", tmp_path / "log", print) as llm:
         done = filter_pairs(pairs, corpus, [], chosen, encoder, LLMJudge(llm), said.append)
     assert {d.reason for d in done.dropped} == {"round-trip"} and len(done.kept) == 3
