@@ -33,7 +33,13 @@ def training_parser(description: str | None, **defaults: Any) -> argparse.Argume
     p.add_argument("--passage-max-length", type=int, default=256)
     p.add_argument("--learning-rate", type=float, default=3e-5)
     p.add_argument(
+        "--temperature", type=float, default=0.02, help="FlagEmbedding's is 0.02; e5 models were trained with 0.01"
+    )
+    p.add_argument(
         "--bf16", action="store_true", help="train and measure in bfloat16: for processors with AVX-512 BF16 or AMX"
+    )
+    p.add_argument(
+        "--keep", action="store_true", help="the models too, for bge-factory merge; else only what they measure"
     )
     p.add_argument("--out", type=Path, required=True)
     p.set_defaults(**defaults)
@@ -43,7 +49,7 @@ def training_parser(description: str | None, **defaults: Any) -> argparse.Argume
 def train_and_measure(
     a: argparse.Namespace, folder: Path, rows: Iterable[Mapping[str, Any]], steps: int, seed: int
 ) -> np.ndarray:
-    """nDCG@10 of each human query, (queries,). The model's weights are deleted once they are measured."""
+    """nDCG@10 of each human query, (queries,). Without --keep the model's weights are deleted once they are measured."""
     done = folder / "ndcg.json"
     if done.is_file():
         return np.array(json.loads(done.read_text()))
@@ -58,6 +64,7 @@ def train_and_measure(
         "passage_instruction": a.passage_instruction,
         "epochs": 1,
         "learning_rate": a.learning_rate,
+        "temperature": a.temperature,
         "batch_size": a.batch_size,
         "train_group_size": a.group_size,
         "passage_max_len": a.passage_max_length,
@@ -69,7 +76,8 @@ def train_and_measure(
         shutil.rmtree(folder / "tuned", ignore_errors=True)
         subprocess.run([sys.executable, "-m", "launch.cli", "run", str(folder / "launch.yaml")], check=True)
     values = measure(a, folder / "tuned", done)
-    shutil.rmtree(folder / "tuned")
+    if not a.keep:
+        shutil.rmtree(folder / "tuned")
     return values
 
 
