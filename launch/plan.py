@@ -144,8 +144,7 @@ def make_plan(config: LaunchConfig, machine: Machine, contract: Contract) -> Lau
     )
     batch, bad_numbers = _batch(config, data, world_size)
     problems += bad_numbers
-    arguments = recipe_arguments(config, situation, batch.updates)
-    reported = next((a.words for a in arguments if a.name == "report_to"), ())
+    arguments, reported = trackers.one_word(recipe_arguments(config, situation, batch.updates))
     words = [w for a in arguments for w in (f"--{a.name}", *a.words)]
     for said in refusal(contract, words):
         problems.append(error("argument.value", f"the installed trainer does not take the arguments: {said}"))

@@ -21,6 +21,7 @@ from typing import Any
 from launch.base_model import read_json
 from launch.checkpoints import HEADS, newest
 from launch.signature import ENTRIES
+from launch.trackers import add_further
 
 RESUME = "BGE_LAUNCH_RESUME"
 RECORD = "worker.json"
@@ -88,6 +89,7 @@ def around_training() -> None:
         _one_writer(trainer)
         _unwrapped(trainer)
         _report(trainer, resume_from_checkpoint)
+        add_further(trainer)
         trainer.add_callback(stop)
         result = inner(trainer, resume_from_checkpoint, *args, **kwargs)
         if stop.stopped:
