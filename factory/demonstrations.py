@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from factory.focus import sentence_with
 from factory.prompt_files import PROMPTS
 from factory.question_types import in_words
 
@@ -25,15 +26,21 @@ def demonstrations() -> dict[str, Any]:
     return found
 
 
-def demonstration(lang: str, types: Sequence[str], fields: Sequence[str]) -> dict[str, str]:
-    """The prompts' variables of a demonstration of these kinds, each once; its answer is JSON with these fields."""
+def demonstration(lang: str, types: Sequence[str], fields: Sequence[str], *, focused: bool = False) -> dict[str, str]:
+    """The prompts' variables of a demonstration of these kinds, each once; its answer is JSON with these fields.
+
+    Args:
+        focused: it is told for each kind which sentence the answer comes from.
+    """
     shown = demonstrations()[lang]
     kinds = [kind for kind in dict.fromkeys(types) if kind in shown["questions"]] or list(OTHERWISE)
     items = [{name: shown["questions"][kind][name] for name in fields} for kind in kinds]
+    answers = [shown["questions"][kind]["answer"] for kind in kinds] if focused else []
+    about = [sentence_with(answer, shown["passage"], lang) for answer in answers]
     return {
         "example_context": shown["context"],
         "example_passage": shown["passage"],
         "example_count": str(len(kinds)),
-        "example_types": in_words(kinds, lang),
+        "example_types": in_words(kinds, lang, about),
         "example_answer": json.dumps({"items": items}, ensure_ascii=False, separators=(",", ":")),
     }

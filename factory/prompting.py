@@ -10,6 +10,7 @@ from typing import Any
 
 from factory import demonstrations
 from factory.config import Config
+from factory.focus import focus
 from factory.languages import HAN, language
 from factory.llm import Request
 from factory.prompt_files import PROMPTS, Prompt, read_prompt
@@ -138,15 +139,16 @@ def requests_for(
         prompt = prompts[lang]
         shape = schema(config.generate, lang, prompt, turns[number])
         fields = shape["properties"]["items"]["items"]["required"]
+        about = focus(passage.text, lang, len(turns[number]), passage.id) if config.generate.focus else []
         variables = {
             "passage": "",
             "context": context_of(passage),
             "count": config.generate.questions_per_passage,
             "asker": asker_of(number, lang, config, askers or {}),
-            "types": in_words(turns[number], lang),
+            "types": in_words(turns[number], lang, about),
             "style": put.pop("tone") + put.pop("length"),
             **put,
-            **demonstrations.demonstration(lang, turns[number], fields),
+            **demonstrations.demonstration(lang, turns[number], fields, focused=config.generate.focus),
         }
         variables["passage"] = crop(passage, config, size(prompt.messages(variables)))
         requests.append(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
+
 from factory.settings_questions import Difficulty, GenerateConfig
 
 # A kind that is not here is handed to the prompt as the user wrote it.
@@ -59,9 +62,16 @@ def schedule(config: GenerateConfig, passages: int) -> list[list[str]]:
     return turns
 
 
-def in_words(types: list[str], lang: str) -> str:
-    """The kinds as a sentence: `第1个问该怎么做，第2个…`, `number 1 asks what to do, number 2 …`."""
-    asked = [TYPES[lang].get(kind, kind) for kind in types]
-    if lang == "zh":
-        return "，".join(f"第{i}个{kind}" for i, kind in enumerate(asked, 1))
-    return ", ".join(f"number {i} {kind}" for i, kind in enumerate(asked, 1))
+def in_words(types: Sequence[str], lang: str, about: Sequence[str] = ()) -> str:
+    """The kinds as a sentence: `第1个问该怎么做，第2个…`, `number 1 asks what to do, number 2 …`.
+
+    Args:
+        about: for each the sentence that its answer is to come from; "" where that is open.
+    """
+    said = {"zh": "第{}个{}", "en": "number {} {}"}[lang]
+    where = {"zh": "（答案在这一句：“{}”）", "en": " (its answer is in “{}”)"}[lang]
+    asked = [
+        said.format(i, TYPES[lang].get(kind, kind)) + (where.format(sentence) if sentence else "")
+        for i, (kind, sentence) in enumerate(zip_longest(types, about[: len(types)], fillvalue=""), 1)
+    ]
+    return {"zh": "，", "en": ", "}[lang].join(asked)

@@ -45,6 +45,11 @@ class GenerateConfig(Part):
         description="characters of the text before and after the passage that the LLM sees, to know who 'he' is; a small LLM "
         "then also asks about them",
     )
+    focus: bool = Field(
+        False,
+        description="the answer to each question is to come from a sentence that is named, spread over the passage: details are "
+        "asked about, too, and not the same thing twice",
+    )
     temperature: float = Field(0.7, ge=0, le=2, description="0.7: varied wording, still on the subject")
     max_tokens: int = Field(400, ge=16, description="of one answer")
     prompt: str | dict[Literal["zh", "en"], str] | None = Field(

@@ -1,6 +1,7 @@
 """Prompt files, kinds of question, who asks, examples and neighbours: what reaches the LLM."""
 
 import json
+import re
 
 import pytest
 
@@ -112,6 +113,33 @@ def test_each_kind_that_is_asked_for_is_demonstrated_once():
     assert [i["rephrased"] for i in items] == [of["keyword"]["rephrased"], of["comparison"]["rephrased"]]
     _, items = example(["像老师考学生那样问"])
     assert [i["question"] for i in items] == [of["fact"]["question"], of["how-to"]["question"]]
+
+
+@pytest.mark.parametrize(
+    ("lang", "long", "short"),
+    [
+        ("zh", "第{}道工序完成以后要检查焊缝的外观质量。", "小结："),
+        ("en", "After step {} of them all the weld is looked at once more.", "Fig. 1"),
+    ],
+)
+def test_each_question_is_given_a_sentence_of_its_own_part_of_the_passage(lang, long, short):
+    told = [long.format(i) for i in range(9)]
+    text = passage("a", f"{short}\n" + " ".join(told))
+    (request,) = requests_for([text], config(generate={"focus": True, "questions_per_passage": 3}))
+    asked = request.messages[-1][1].removesuffix("\n").rsplit("\n", 1)[1]
+    named = [
+        [i for i, s in enumerate(told) if f"“{s}”" in part] for part in re.split("第[123]个|number [123]", asked)[1:]
+    ]
+    assert [len(n) for n in named] == [1, 1, 1] and [n[0] // 3 for n in named] == [0, 1, 2]
+    # the demonstration is put in the same way, and its answers do lie in the sentences that it names
+    items, said = json.loads(request.messages[2][1])["items"], request.messages[1][1].rsplit("\n", 1)[1]
+    for item, part in zip(items, re.split("第[123]个|number [123]", said)[1:], strict=True):
+        assert item["answer"] in part
+    (plain,) = requests_for([text], config(generate={"questions_per_passage": 3}))
+    assert not any(f"“{s}”" in plain.messages[-1][1] for s in told)
+    few = passage("b", told[0])
+    (request,) = requests_for([few], config(generate={"focus": True, "questions_per_passage": 3}))
+    assert request.messages[-1][1].count(f"“{told[0]}”") == 1
 
 
 def test_a_chinese_prompt_is_not_given_english_passages(tmp_path):
