@@ -139,7 +139,7 @@ def requests_for(
         prompt = prompts[lang]
         shape = schema(config.generate, lang, prompt, turns[number])
         fields = shape["properties"]["items"]["items"]["required"]
-        about = focus(passage.text, lang, len(turns[number]), passage.id) if config.generate.focus else []
+        about = focus(crop(passage, config, 0), lang, len(turns[number]), passage.id) if config.generate.focus else []
         variables = {
             "passage": "",
             "context": context_of(passage),
@@ -191,11 +191,13 @@ def neighbours(corpus: Sequence[Passage], characters: int) -> dict[str, tuple[st
 
 
 def crop(passage: Passage, config: Config, prompt: int) -> str:
-    """The passage, or as much of its beginning as fits `llm.context` beside a prompt of so many tokens and the answer.
+    """The passage, or as much of its beginning as the encoder reads (`model.passage_max_length`: nobody could find what lies
+    behind) and as fits `llm.context` beside a prompt of so many tokens and the answer.
 
     The LLM's tokens are taken for the training model's, with a fifth to spare.
     """
     room = max(16, int(0.8 * (config.llm.context - config.generate.max_tokens - prompt)))
+    room = min(room, config.model.passage_max_length)
     if passage.tokens <= room:
         return passage.text
     return passage.text[: max(1, len(passage.text) * room // passage.tokens)]

@@ -142,6 +142,16 @@ def test_each_question_is_given_a_sentence_of_its_own_part_of_the_passage(lang, 
     assert request.messages[-1][1].count(f"“{told[0]}”") == 1
 
 
+def test_the_llm_is_not_shown_what_the_encoder_does_not_read():
+    text = "".join(f"第{i:03}道工序完成以后要检查焊缝。" for i in range(100))
+    long = passage("a", text).model_copy(update={"tokens": 800})
+    for most, seen, unseen in ((200, "第024道", "第026道"), (800, "第099道", "第100道")):
+        model = {"path": "m", "passage_max_length": most}
+        (request,) = requests_for([long], config(generate={"focus": True}, model=model, llm={"context": 8192}))
+        told = request.messages[-1][1]
+        assert seen in told and unseen not in told
+
+
 def test_a_chinese_prompt_is_not_given_english_passages(tmp_path):
     chinese = str(PROMPTS / "question-document.zh.md")
     with pytest.raises(InputError, match="for passages in zh, and there are some in en"):
