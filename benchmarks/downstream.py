@@ -31,6 +31,7 @@ OURS = "ours, resolve"
 
 def main() -> None:
     p = training_parser(__doc__)
+    p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--run", type=Path, required=True)
     p.add_argument(
         "--miners", type=int, default=5, help="the first so many: ours, random, hn_mine, sentence-transformers'"

@@ -43,6 +43,7 @@ def main() -> None:
         "passage_instruction": a.passage_instruction,
         "epochs": a.epochs,
         "learning_rate": a.learning_rate,
+        "temperature": a.temperature,
         "batch_size": a.batch_size,
         "train_group_size": a.group_size,
         "passage_max_len": a.passage_max_length,

@@ -32,6 +32,7 @@ RANKS = (5, 40)
 
 def main() -> None:
     p = training_parser(__doc__, batch_size=32, group_size=2, passage_max_length=512)
+    p.add_argument("--seeds", type=int, default=3)
     p.add_argument(
         "--arm", action="append", required=True, help="NAME=RUN[@TEST]; the first is what others are set beside"
     )

@@ -27,7 +27,6 @@ from launch.manifest import finished
 def training_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     """A collection's parser with what a training needs."""
     p = collection_parser(description)
-    p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--batch-size", type=int, default=16)
     p.add_argument("--group-size", type=int, default=4)
     p.add_argument("--passage-max-length", type=int, default=256)
