@@ -98,15 +98,21 @@ def measure(a: argparse.Namespace, model: Path, done: Path) -> np.ndarray:
 
 
 def table(
-    a: argparse.Namespace, values: Mapping[str, Sequence[np.ndarray]], reference: str, *, ours_first: bool
+    a: argparse.Namespace,
+    values: Mapping[str, Sequence[np.ndarray]],
+    reference: str,
+    *,
+    ours_first: bool,
+    counted: slice | np.ndarray = slice(None),
 ) -> None:
     """Prints and writes (result.json) nDCG@10 of each arm, mean over the seeds, and its difference to the reference arm
     with a 95 % interval by paired bootstrap over the queries (each query's mean over the seeds).
 
     Args:
         ours_first: the difference is the reference's value minus the arm's; else the other way round.
+        counted: which of the collection's queries `values` are of.
     """
-    base = measure(a, a.model, a.out / "base.json")
+    base = measure(a, a.model, a.out / "base.json")[counted]
     means = {name: np.mean(v, axis=0) for name, v in values.items()}
     head = f"{reference} − it" if ours_first else f"it − {reference}"
     print(f"\n{'':28} nDCG@10   each seed   {head}\n{'base':28} {100 * base.mean():7.2f}")
