@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from factory import metrics
+from factory.modelfiles import read_json
+from factory.records import InputError
 
 BM25 = "BM25"
 SEED = 42
@@ -136,6 +139,37 @@ class Evaluation(Part):
     query_ids: list[str] = Field(exclude=True, repr=False)
     per_query: dict[str, dict[str, list[float]]] = Field(exclude=True, repr=False)
     ranks: dict[str, list[int]] = Field(default_factory=dict, exclude=True, repr=False)
+
+
+class _Stored(Evaluation):
+    """What a page needs of an evaluation that lies on disk."""
+
+    eval_set: str = ""
+    judgements: int = 0
+    further_sets: list[_Stored] = []  # type: ignore[assignment]
+    query_ids: list[str] = []
+    per_query: dict[str, dict[str, list[float]]] = {}
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """What `path` holds; empty where there is no such file. Fields that this version does not know may be there.
+
+    Raises:
+        InputError: it is not JSON, or not an evaluation.
+    """
+    if not path.is_file():
+        return {}
+    found = read_json(path)
+    try:
+        _Stored.model_validate(found)
+    except ValidationError as e:
+        wrong = [x for x in e.errors(include_url=False) if x["type"] != "extra_forbidden"]
+        if wrong:
+            field = ".".join(map(str, wrong[0]["loc"]))
+            raise InputError(
+                f"not an evaluation: {field or 'the file'}: {wrong[0]['msg']}", where=path, fix="evaluate again"
+            ) from e
+    return dict(found)
 
 
 def label(model: str, mode: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from factory.diversity import QUESTIONS
+from factory.evaluation import read_evaluation
 from factory.languages import language as text_language
 from factory.modelfiles import read_json
 from factory.records import InputError, read_lines
@@ -56,7 +57,7 @@ def write_report(run_folder: Path, language: Language = "auto") -> Path:
 
     if not run_folder.is_dir():
         raise InputError("no such run folder", where=run_folder, fix="give the --out of a `bge-factory build`")
-    run, first = _json(run_folder / "run.json"), _json(run_folder / "evaluation.json")
+    run, first = _json(run_folder / "run.json"), read_evaluation(run_folder / "evaluation.json")
     described = _json(run_folder / QUESTIONS)
     samples, lengths = _training_rows(run_folder / "train.jsonl", _types(run_folder / "4-kept.jsonl"))
     stages: dict[str, Any] = run.get("stages", {})
@@ -86,7 +87,7 @@ def write_report(run_folder: Path, language: Language = "auto") -> Path:
         else None,
         "training": training_view(run_folder, first, run),
         "rounds": rounds_section(run_folder, run.get("config", {})),
-        "evaluation": evaluation_view(run_folder),
+        "evaluation": evaluation_view(run_folder, first),
         "reviews": reviews_view(run_folder),
         "dropped": _dropped(run_folder / "dropped", stages),
     }

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from factory.evaluation import is_variant
-from factory.modelfiles import read_json
 from factory.records import read_lines
 from factory.report_summary import headline
 from factory.report_words import Text, known, said, same
@@ -15,10 +14,12 @@ from factory.report_words import Text, known, said, same
 KINDS = ("type", "origin", "document", "language", "length")
 
 
-def evaluation_view(run_folder: Path) -> dict[str, Any] | None:
-    """Gates, and for each eval set its tables; None where nothing was measured."""
-    path = run_folder / "evaluation.json"
-    first: Mapping[str, Any] = read_json(path) if path.is_file() else {}
+def evaluation_view(run_folder: Path, first: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Gates, and for each eval set its tables; None where nothing was measured.
+
+    Args:
+        first: evaluation.json.
+    """
     if not first:
         return None
     file = run_folder / "wins-and-losses.jsonl"

@@ -175,6 +175,15 @@ def test_gates_sets_groups_and_wins_are_shown_and_nothing_of_their_texts_is_run(
     assert "<script" not in page and "not dense" not in page
 
 
+@pytest.mark.parametrize(
+    ("text", "says"), [('{"rows": 3}', "passages: Field required"), ("[1]", "not an evaluation"), ("{", "JSON")]
+)
+def test_a_damaged_evaluation_is_named(run: Path, text: str, says: str) -> None:
+    (run / "evaluation.json").write_text(text)
+    with pytest.raises(InputError, match=f"evaluation.json.*{says}"):
+        write_report(run)
+
+
 def test_missing_parts_are_named_not_a_crash(tmp_path: Path) -> None:
     page = write_report(tmp_path).read_text(encoding="utf-8")
     for said in ("run.json is missing", "There is no train.jsonl yet", "Not measured yet", "Nothing was dropped"):
