@@ -14,6 +14,7 @@ from factory.focus import focus
 from factory.languages import HAN, language
 from factory.llm import Request
 from factory.prompt_files import PROMPTS, Prompt, read_prompt
+from factory.question_titles import own_titles, unnamed
 from factory.question_types import LONG, in_words, schedule
 from factory.records import InputError, Passage
 from factory.settings_questions import GenerateConfig
@@ -128,11 +129,14 @@ def requests_for(
     turns = schedule(config.generate, len(asked))
     around = neighbours(corpus, config.generate.neighbours)
     requests = []
-    for number, passage in enumerate(asked):
+    own, share = own_titles(corpus or asked), config.generate.unnamed
+    for number, whole in enumerate(asked):
+        hidden = whole.title in own and random.Random(f"{config.seed}:unnamed:{whole.id}").random() < share
+        passage = (unnamed(whole) if hidden else None) or whole
         lang = language(passage.text)
         if lang not in prompts:
             prompts[lang] = prompt_for(config.generate, lang)
-        before, after = around.get(passage.id, ("", ""))
+        before, after = around.get(passage.id, ("", "")) if passage is whole else ("", "")
         words = {"before": before, "after": after, "examples": shown(examples, lang, number, config)}
         words |= {"tone": config.generate.tone, "length": config.generate.length}
         put = {name: WORDING[lang][name].format(text) if text else "" for name, text in words.items()}

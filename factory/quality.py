@@ -14,6 +14,7 @@ from factory.models import Encoder
 from factory.question_judge import judge_questions, nearest_others
 from factory.question_repeats import repeated
 from factory.question_rules import rule_broken
+from factory.question_titles import over_share
 from factory.question_types import difficulty
 from factory.questions import Question
 from factory.records import Dropped, Pair, Passage
@@ -77,7 +78,7 @@ def filter_pairs(
     test("repeats", repeated(left, [t.query for t in tests], q))
 
     generated = [p for p in left if p.origin == "generated"]
-    if generated and (q.round_trip_k or judge or q.at_most):
+    if generated and (q.round_trip_k or judge or q.at_most or q.names_title < 1):
         targets = targets_of(list(passages), list(pairs))
         vectors = encoder.encode([t.text for t in targets], "passage").dense
         queries = encoder.encode([p.query for p in generated], "query").dense
@@ -99,6 +100,8 @@ def filter_pairs(
             test("judge", said.broken)
             left = [p.model_copy(update={"also": said.also.get(p.id, ())}) for p in left]
             result.judge = {task: error.model_dump() for task, error in said.controls.items()}
+    if q.names_title < 1:
+        test("titles", over_share(left, passages, q.names_title, config.seed))
     if q.at_most:
         test("difficulty", too_many(left, q.at_most, config.seed))
     if config.given.path:
