@@ -21,13 +21,20 @@ from factory.records import Pair, Passage
 QUALIFIER = re.compile(r"\s*[(（][^()（）]*[)）]\s*$")  # 大曲车站 (秋田县)
 QUOTED = re.compile(r"^[《「『“\"'‘]+|[》」』”\"'’]+$")
 LEAST = {"zh": 2, "en": 3}  # characters of a title that a question can be said to name
+# Longest title that is a name: Chinese characters, words. A sentence for a title is not what anybody would search by.
+NAME = {"zh": 15, "en": 5}
 # Of a passage that is left without its title: characters, and share of the whole.
 ENOUGH, ENOUGH_OF = {"zh": 60, "en": 200}, 1 / 3
 
 
 def own_titles(passages: Iterable[Passage]) -> set[str]:
-    """The titles that one passage alone has: its name says where to look."""
-    return {title for title, n in Counter(p.title for p in passages).items() if title and n == 1}
+    """The titles that are names and that one passage alone has: they say where to look."""
+    return {title for title, n in Counter(p.title for p in passages).items() if n == 1 and is_name(title)}
+
+
+def is_name(title: str) -> bool:
+    name = _name(title)
+    return 0 < len(HAN.findall(name)) <= NAME["zh"] or (not HAN.search(name) and 0 < len(name.split()) <= NAME["en"])
 
 
 def unnamed(passage: Passage) -> Passage | None:
@@ -43,12 +50,16 @@ def unnamed(passage: Passage) -> Passage | None:
 
 def names_title(query: str, title: str) -> bool:
     """Whether the question holds the title, without what stands in brackets behind it; in Latin letters as whole words."""
-    name = QUOTED.sub("", QUALIFIER.sub("", _plain(title)))
+    name = _name(title)
     if len(name) < LEAST["zh" if HAN.search(name) else "en"]:
         return False
     if HAN.search(name):
         return name.replace(" ", "") in _plain(query).replace(" ", "")
     return re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", _plain(query)) is not None
+
+
+def _name(title: str) -> str:
+    return QUOTED.sub("", QUALIFIER.sub("", _plain(title)))
 
 
 def _plain(text: str) -> str:

@@ -51,9 +51,9 @@ class GenerateConfig(Part):
         "asked about, too, and not the same thing twice",
     )
     unnamed: Fraction = Field(
-        0,
-        description="share of the passages with a title of their own that the LLM is shown without the title and the sentences that name "
-        "it, so that it asks about what else is there",
+        0.7,
+        description="share of the passages whose title is a name of their own that the LLM is shown without it and without the sentences "
+        "that have it, so that it asks about what else is there; see quality.names_title",
     )
     temperature: float = Field(0.7, ge=0, le=2, description="0.7: varied wording, still on the subject")
     max_tokens: int = Field(400, ge=16, description="of one answer")
@@ -149,9 +149,9 @@ class QualityConfig(Part):
         2, ge=0, description="if at most so many of them do, they become positives; if more do, the question goes"
     )
     names_title: Fraction = Field(
-        1,
-        description="largest share of the training questions that name a title which their passage alone has, and that the base model "
-        "answers first: from many of these it learns to look for names alone, and loses on queries without one (seen). 1: no limit",
+        0.25,
+        description="largest share of the training questions that name the title (a name, of this passage alone) of a passage that the "
+        "base model ranks first: from many of these it learns to look for names, and loses on queries without one (seen). 1: no limit",
     )
     at_most: dict[Difficulty, Fraction] = Field(
         default_factory=dict,

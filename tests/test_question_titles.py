@@ -3,7 +3,7 @@
 import pytest
 
 from factory.prompting import requests_for
-from factory.question_titles import names_title, over_share, unnamed
+from factory.question_titles import names_title, over_share, own_titles, unnamed
 from tests.test_generate import config, passage
 from tests.test_question_filter import Turned, asked, filter_pairs
 
@@ -36,6 +36,13 @@ def named(identity: str, title: str, text: str = TOWN, document: str | None = No
 )
 def test_a_question_names_a_title_or_does_not(query, title, expected):
     assert names_title(query, title) is expected
+
+
+def test_a_sentence_for_a_title_is_no_name_and_neither_is_one_that_others_have():
+    titles = ["王江泾镇", "一个由十六个以上的汉字写成的很长的标题", "Rod Laver Arena (Melbourne)", "", "共有", "共有",
+              "an experimental study of a wing in a propeller slipstream"]  # fmt: skip
+    passages = [named(f"p{i}", t) for i, t in enumerate(titles)]
+    assert own_titles(passages) == {"王江泾镇", "Rod Laver Arena (Melbourne)"}
 
 
 def test_without_its_title_a_passage_has_no_sentence_that_names_it():
@@ -106,4 +113,4 @@ def test_the_filter_says_how_many_went():
     encoder = Turned({"焊条好用吗？": 0, "砂轮好用吗？": 30})
     done = filter_pairs(pairs, passages, [], config(quality={"names_title": 0, "round_trip_k": 0}), encoder)
     assert not done.kept and done.tests[-1] == {"test": "titles", "asked": 2, "dropped": {"names-its-title": 2}}
-    assert len(filter_pairs(pairs, passages, [], config(), encoder).kept) == 2
+    assert len(filter_pairs(pairs, passages, [], config(quality={"names_title": 1}), encoder).kept) == 2

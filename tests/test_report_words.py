@@ -111,8 +111,16 @@ def test_the_command_takes_a_language_and_names_those_that_there_are(tmp_path: P
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with all sections: Chinese and English texts, a long word, an evaluation, curves, a review, a gate."""
     run = make_run(tmp_path_factory.mktemp("words") / "run", 60)
-    gate = {"model": "tuned", "base": "base", "mode": "dense", "eval_set": "eval", "metric": "ndcg@10", "passed": True}
-    gate |= {"wanted": "+5.0 or more, interval above 0", "got": 0.12, "low": 0.08, "high": 0.16, "remark": ""}
+    gate = {"gate": "ndcg@10 +0.05", "model": "tuned", "base": "base", "mode": "dense", "eval_set": "eval", "p": 0.01}
+    gate |= {
+        "metric": "ndcg@10",
+        "passed": True,
+        "wanted": "+5.0 or more, interval above 0",
+        "got": 0.12,
+        "low": 0.08,
+        "high": 0.16,
+        "remark": "",
+    }
     group = {"model": "tuned", "base": "base", "mode": "dense", "value": 0.1, "low": 0.01, "high": 0.2}
     values = {"BM25": 0.2, "base dense": 0.3, "tuned dense": 0.4}
     groups = [{"by": "type", "name": "fact", "queries": 40, "values": values, "changes": [group]}]
