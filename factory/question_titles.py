@@ -71,7 +71,7 @@ def over_share(
 ) -> dict[str, tuple[str, str]]:
     """Training questions that go, so that those that the title of their passage alone answers are at most this share of what
     is left: they name it, no other passage has it, and the base model ranks the passage first. Drawn at random; as far as
-    can be, each passage keeps a question.
+    can be, each passage keeps a question. Half of all training questions stay, whatever the share.
     """
     title = {p.id: p.title for p in passages}
     own = own_titles(passages)
@@ -85,7 +85,7 @@ def over_share(
         and names_title(p.query, title[p.passage_id])
     ]
     others = len(training) - len(named)
-    room = len(named) if share == 1 else int(others * share / (1 - share))
+    room = len(named) if share == 1 else max(int(others * share / (1 - share)), (len(training) + 1) // 2 - others)
     left = Counter(p.passage_id for p in training)
     gone: dict[str, Pair] = {}
     shuffled = random.Random(f"{seed}:titles").sample(named, len(named))

@@ -151,7 +151,8 @@ class QualityConfig(Part):
     names_title: Fraction = Field(
         0.25,
         description="largest share of the training questions that name the title (a name, of this passage alone) of a passage that the "
-        "base model ranks first: from many of these it learns to look for names, and loses on queries without one (seen). 1: no limit",
+        "base model ranks first: from many of these it learns to look for names, and loses on queries without one (seen). At least half of "
+        "the questions stay. 1: no limit",
     )
     at_most: dict[Difficulty, Fraction] = Field(
         default_factory=dict,
