@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from factory.focus import ENDS
-from factory.languages import HAN, language
+from factory.languages import HAN, language, squeeze
 from factory.question_types import EASY
 from factory.records import Pair, Passage
 
@@ -54,7 +54,7 @@ def names_title(query: str, title: str) -> bool:
     if len(name) < LEAST["zh" if HAN.search(name) else "en"]:
         return False
     if HAN.search(name):
-        return name.replace(" ", "") in _plain(query).replace(" ", "")
+        return squeeze(name) in squeeze(query)
     return re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", _plain(query)) is not None
 
 
