@@ -120,6 +120,8 @@ KNOWN = (
           "give the job more memory, fewer processes (hardware.nproc_per_node) or smaller files; `dmesg` names the killed one"),
     Known("process.crashed", ("exitcode: -11", "exitcode  : -11", "(SIGSEGV)"), "a process crashed inside a library",
           "reinstall torch and its CUDA libraries as one set; PYTHONFAULTHANDLER=1 shows where", "FlagEmbedding#1549"),
+    Known("process.exit", ("terminate called without an active exception",), "a process aborted while it ended, with threads still there",
+          "if the model is saved, it is whole; `bge-launch run` and `resume` end without this", "pytorch/pytorch#179291"),
     Known("slurm.stopped", ("DUE TO TIME LIMIT", "DUE TO PREEMPTION"), "Slurm ended the job", "give it more time, or fewer epochs"),
     Known("disk.full", ("No space left on device", "Disk quota exceeded"), "the disk is full: a checkpoint is three times the model's size",
           "free space, or set `arguments: {save_strategy: \"no\"}` or `save_total_limit: 1`"),

@@ -2,18 +2,20 @@
 
 The trainer gets its own words, unchanged. Around it: a traceback that torchrun can show
 (FlagEmbedding#1438), a log for each rank, resuming with BGE_LAUNCH_RESUME=1, a checkpoint when it
-is stopped, and how fast it goes. OUTPUT/worker.json says how far it came.
+is stopped, how fast it goes, and an end that does not fail. OUTPUT/worker.json says how far it came.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib
 import json
 import os
 import runpy
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,25 @@ def main() -> None:
     runpy.run_module(ENTRIES[recipe], run_name="__main__", alter_sys=True)
     if output and _rank() == 0:
         record(Path(output), trained=True)
+
+
+def leave_well() -> Callable[[], None]:
+    """What to call when all is done; the process then ends without tearing its libraries down.
+
+    gloo's threads may still hold tensors when Python is gone, and abort the process at that moment
+    (pytorch/pytorch#179291): torchrun then calls hours of finished training failed. Exit handlers run
+    last in, first out: this one is to be the first, so that those of trackers and threads are done.
+    """
+    ended = threading.Event()
+
+    def leave() -> None:
+        if ended.is_set():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
+    atexit.register(leave)
+    return ended.set
 
 
 def option(words: Sequence[str], name: str) -> str | None:
@@ -239,6 +260,9 @@ def _gpus() -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    done = leave_well()
+
     from torch.distributed.elastic.multiprocessing.errors import record as recorded
 
     recorded(main)()
+    done()

@@ -60,6 +60,7 @@ CASES = [
         "{'loss': 0, 'epoch': 1}\n{'loss': 0}\n{'eval_loss': 0.9, 'epoch': 1}\n{'loss': 0}",
         "train_group_size",
     ),
+    ("process.exit", "terminate called without an active exception\nFatal Python error: Aborted", "the model is saved"),
     ("data.scores", "KeyError: 'pos_scores'", "knowledge_distillation"),
     (
         "data.scores",

@@ -51,7 +51,7 @@ def write(folder: Path, model: Path, count: int = 16, **keys: object) -> Path:
 
 def start(*words: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "launch.cli", *map(str, words)]
-    env = os.environ | {"PYTHONPATH": str(REPO)}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
     )

@@ -17,7 +17,7 @@ from launch.checkpoints import newest
 from launch.finish import LoadFailed, changed, load_test, same_vectors
 from launch.plan import plan_file
 from launch.runlog import cause
-from tests.test_launch_run import REPO, TRAINING, write, write_dev
+from tests.test_launch_run import REPO, TRAINING, launch, write, write_dev
 from tests.tiny_models import make_tiny_bert, make_tiny_m3
 
 
@@ -182,6 +182,48 @@ def test_the_traceback_of_a_rank_that_fails_alone_is_shown(tmp_path: Path, bert:
     assert "only on the second rank" in (tuned / "logs" / "rank-1.log").read_text()
     assert "only on the second rank" in (tuned / "launch.log").read_text().partition("Root Cause")[2]  # torchrun's own
     assert json.loads((tuned / "launch.json").read_text())["trained"] is False
+
+
+# The end
+
+ABORTING = """
+import ctypes, os
+if "RANK" in os.environ:  # torchrun's ranks alone
+    c = ctypes.CDLL(None)
+    c.__cxa_atexit(ctypes.cast(c.abort, ctypes.c_void_p), None, None)
+"""
+
+
+@pytest.mark.slow
+def test_a_finished_training_is_not_failed_by_a_library_that_aborts_at_exit(
+    tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As gloo's threads sometimes do on a busy machine: SIGABRT when the interpreter is torn down."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(ABORTING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    code, _, err = launch("run", write(tmp_path, bert))
+    assert code == 0, err
+
+
+ENDING = """
+from launch.worker import leave_well
+
+done = leave_well()
+import atexit, sys, threading, time
+atexit.register(print, "the tracker has sent all")
+threading.Thread(target=lambda: (time.sleep(0.2), print("the thread is done"))).start()
+{last}
+done()
+"""
+
+
+@pytest.mark.parametrize(("last", "code"), [("", 0), ("sys.exit(143)", 143), ("raise OSError('no space')", 1)])
+def test_the_end_waits_for_threads_and_exit_handlers_and_keeps_the_exit_code(last: str, code: int) -> None:
+    words = [sys.executable, "-c", ENDING.format(last=last)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=REPO, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.split("\n")[:2] == ["the thread is done", "the tracker has sent all"]
 
 
 # Counting
