@@ -60,11 +60,13 @@ def labels(data: EvalSet) -> dict[str, list[str]]:
 
 
 def length_classes(queries: Sequence[str]) -> list[str]:
-    """Thirds of the queries by their letters, of which a Chinese character counts as three."""
-    letters = np.array([len(q) + 2 * len(HAN.findall(q)) for q in queries])
-    low, high = (int(x) for x in np.percentile(letters, [100 / 3, 200 / 3], method="lower"))
-    names = (f"up to {low} letters", f"{low + 1} to {high} letters", f"{high + 1} letters and more")
-    return [names[int(n > low) + int(n > high)] for n in letters]
+    """Thirds of the queries by their characters; of both languages by their letters, a Chinese character counting as three."""
+    mixed = len({language(q) for q in queries}) > 1
+    unit, han = ("letters", 2) if mixed else ("characters", 0)
+    sizes = np.array([len(q) + han * len(HAN.findall(q)) for q in queries])
+    low, high = (int(x) for x in np.percentile(sizes, [100 / 3, 200 / 3], method="lower"))
+    names = (f"up to {low} {unit}", f"{low + 1} to {high} {unit}", f"{high + 1} {unit} and more")
+    return [names[int(n > low) + int(n > high)] for n in sizes]
 
 
 def _from(name: str) -> int:

@@ -25,7 +25,7 @@ from factory.report_scores import scores_view
 from factory.report_story import result_flow, story
 from factory.report_summary import done, subtitle, verdicts
 from factory.report_training import training_view
-from factory.report_words import Text, known, metric_name, said, say
+from factory.report_words import duration, known, metric_name, said, say
 from factory.workspace import atomic_text
 
 SAMPLES = 20  # training rows shown
@@ -72,13 +72,13 @@ def write_report(run_folder: Path, language: Language = "auto") -> Path:
         "number": "{:,}".format,
         "percent": _percent,
         "clip": _clip,
-        "duration": _duration,
+        "duration": duration,
         "metric": metric_name,
     }
     environment.tests["existing"] = lambda name: (run_folder / name).is_file()
     views: dict[str, Any] = {
         "story": story(run, described),
-        "verdicts": verdicts(first),
+        "verdicts": verdicts(first, run),
         "questions": questions_section(described),
         "scores": scores_view(run_folder, run),
         "evidence": _odds(_json(run_folder / "evidence-model.json")),
@@ -243,12 +243,3 @@ def _clip(text: Any, length: int = CLIP) -> str:
 
 def _percent(value: float) -> str:
     return "< 1\u00a0%" if 0 < value < 0.5 else f"{value:.0f}\u00a0%"
-
-
-def _duration(seconds: float) -> Text:
-    if seconds < 60:
-        return say("duration.seconds", s=seconds)
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return say("duration.hours", h=minutes // 60, m=minutes % 60)
-    return say("duration.minutes", m=minutes, s=rest)

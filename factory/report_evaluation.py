@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from factory.evaluation import is_variant
+from factory.evaluation import is_variant, label
 from factory.records import read_lines
 from factory.report_summary import headline
 from factory.report_words import Text, known, said, same
@@ -24,7 +24,9 @@ def evaluation_view(run_folder: Path, first: Mapping[str, Any]) -> dict[str, Any
         return None
     file = run_folder / "wins-and-losses.jsonl"
     rows = [row for _, row in read_lines(file)] if file.is_file() else []
-    sets = [_set(e, rows) for e in (first, *first.get("further_sets", []))]
+    file = run_folder / "evaluation-queries.jsonl"
+    queries = [row for _, row in read_lines(file)] if file.is_file() else []
+    sets = [_set(e, rows, queries) for e in (first, *first.get("further_sets", []))]
     return {"gates": [_gate(g) for g in first.get("gates", [])], "sets": sets, "seconds": first["seconds"]}
 
 
@@ -32,7 +34,9 @@ def _gate(g: Mapping[str, Any]) -> dict[str, Any]:
     return dict(g) | {end: 100 * g[end] for end in ("got", "low", "high")}
 
 
-def _set(e: Mapping[str, Any], wins: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _set(
+    e: Mapping[str, Any], wins: Sequence[Mapping[str, Any]], queries: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     k = max(e["cutoffs"])
     metric = headline(e)
     models = list(e["models"])
@@ -65,7 +69,8 @@ def _set(e: Mapping[str, Any], wins: Sequence[Mapping[str, Any]]) -> dict[str, A
         "columns": shown,
         "overview": overview,
         "headlines": [
-            {k: d[k] for k in ("model", "base", "mode")} | {"change": draw(d["metrics"][metric])}
+            {k: d[k] for k in ("model", "base", "mode")}
+            | {"change": draw(d["metrics"][metric]), "tally": tally(queries, e.get("name", ""), d, metric)}
             for d in e["differences"]
             if not is_variant(d["mode"])
         ],
@@ -78,6 +83,16 @@ def _set(e: Mapping[str, Any], wins: Sequence[Mapping[str, Any]]) -> dict[str, A
         "groups": _groups(e.get("groups", []), models, draw),
         "wins": _wins([w for w in wins if w["set"] == e.get("name", "") and w["mode"] == "dense"]),
     } | {key: e[key] for key in ("queries", "queries_without_judgement", "passages")}
+
+
+def tally(queries: Sequence[Mapping[str, Any]], name: str, d: Mapping[str, Any], metric: str) -> dict[str, int] | None:
+    """How many questions of the set gained, lost or stayed the same; None where evaluation-queries.jsonl lacks them."""
+    after, before = label(d["model"], d["mode"]), label(d["base"], d["mode"])
+    changes = [q[after][metric] - q[before][metric] for q in queries if q["set"] == name and after in q and before in q]
+    if not changes:
+        return None
+    better, worse = sum(c > 0 for c in changes), sum(c < 0 for c in changes)
+    return {"better": better, "worse": worse, "same": len(changes) - better - worse}
 
 
 class _Axis:

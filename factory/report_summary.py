@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from factory.evaluation import BM25, FUSED, is_variant
+from factory.evaluation import BM25, FUSED, is_variant, label
 from factory.report_words import Text, join, metric_name, same, say
 
 FEW = 100  # held-out questions; with fewer an interval is wide, and their choice decides much
@@ -38,18 +38,22 @@ class Verdict:
     bm25: float | None
 
 
-def verdicts(evaluation: Mapping[str, Any]) -> list[Verdict]:
-    """One for each later model of evaluation.json, in its first mode that is compared with the base; empty without any."""
+def verdicts(evaluation: Mapping[str, Any], run: Mapping[str, Any] | None = None) -> list[Verdict]:
+    """One for each later model of evaluation.json, in its first mode that is compared with the base; empty without any.
+
+    Args:
+        run: run.json, of which a verdict that is unsure tells what held the training small.
+    """
     if not evaluation:
         return []
     found = {}
     for d in evaluation["differences"]:
         if d["model"] not in found and not is_variant(d["mode"]) and not d["mode"].endswith(FUSED):
-            found[d["model"]] = _verdict(evaluation, d)
+            found[d["model"]] = _verdict(evaluation, d, run or {})
     return list(found.values())
 
 
-def _verdict(e: Mapping[str, Any], d: Mapping[str, Any]) -> Verdict:
+def _verdict(e: Mapping[str, Any], d: Mapping[str, Any], run: Mapping[str, Any]) -> Verdict:
     metric = headline(e)
     value = {(r["model"], r["mode"]): 100 * r["metrics"][metric] for r in e["rows"]}
     change = {end: 100 * d["metrics"][metric][end] for end in ("value", "low", "high")}
@@ -60,6 +64,7 @@ def _verdict(e: Mapping[str, Any], d: Mapping[str, Any]) -> Verdict:
     reasons = [say(f"summary.{kind}-because", low=change["low"], high=change["high"])]
     if kind == "unsure":
         reasons.append(say("summary.unsure-do", n=e["queries"], half=(change["high"] - change["low"]) / 2))
+        reasons += [*_asked_few(run), *_others(d["metrics"], metric)]
     for gate in failed:
         reasons.append(
             say("summary.gate", metric=metric_name(gate["metric"]), set=gate["eval_set"], got=100 * gate["got"])
@@ -70,6 +75,9 @@ def _verdict(e: Mapping[str, Any], d: Mapping[str, Any]) -> Verdict:
     in_vain = beaten and fused is not None and fused <= words
     if beaten:
         reasons.append(_beside_bm25(e, d, value, fused))
+    best = max((s for s in value if not is_variant(s[1])), key=lambda s: value[s])
+    if best[0] not in (d["model"], BM25):
+        reasons.append(say("summary.best", system=label(*best), value=value[best]))
     if e["queries"] < FEW and kind != "unsure":
         reasons.append(say("summary.few", n=e["queries"]))
     stops = kind != "better" or failed or forgot or in_vain
@@ -77,6 +85,24 @@ def _verdict(e: Mapping[str, Any], d: Mapping[str, Any]) -> Verdict:
         d["model"], d["base"], d["mode"], metric, value[d["base"], d["mode"]], tuned, change["value"], change["low"],
         change["high"], kind, "no" if stops else "beside" if beaten else "yes", reasons, words,
     )  # fmt: skip
+
+
+def _asked_few(run: Mapping[str, Any]) -> list[Text]:
+    """That a limit of the configuration kept passages from being asked about."""
+    stages = run.get("stages", {})
+    asked = stages.get("generate", {}).get("counts", {}).get("passages asked")
+    passages = stages.get("split", {}).get("counts", {}).get("train")
+    limited = run.get("config", {}).get("generate", {}).get("max_passages")
+    return [say("summary.asked-few", n=asked, of=passages)] if limited and asked and passages > asked else []
+
+
+def _others(metrics: Mapping[str, Mapping[str, float]], metric: str) -> list[Text]:
+    """What the metrics show that do not decide, where they show anything."""
+    kinds = [sure(change) for name, change in metrics.items() if name != metric]
+    better, worse = kinds.count("better"), kinds.count("worse")
+    if not better and not worse:
+        return []
+    return [say("summary.others", metric=metric_name(metric), n=len(kinds), better=better, worse=worse)]
 
 
 def headline(e: Mapping[str, Any]) -> str:
@@ -123,6 +149,10 @@ def done(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Text | None:
         for key, n in (
             ("documents", counts.get("load", {}).get("documents")),
             ("passages", counts.get("split", {}).get("passages")),
+            (
+                "asked",
+                _fewer(counts.get("generate", {}).get("passages asked"), counts.get("split", {}).get("passages")),
+            ),
             ("questions", counts.get("generate", {}).get("pairs")),
             ("kept", counts.get("filter", {}).get("kept")),
             ("rows", counts.get("export", {}).get("examples")),
@@ -138,6 +168,10 @@ def done(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Text | None:
         tested = "people" if config.get("test", {}).get("questions") else "held-out"
         parts.append(say(f"done.measured-{tested}", n=evaluation["queries"], passages=evaluation["passages"]))
     return join(parts, "; ", "；")
+
+
+def _fewer(n: int | None, of: int | None) -> int | None:
+    return n if n and of and n < of else None
 
 
 def subtitle(config: Mapping[str, Any]) -> Text | None:

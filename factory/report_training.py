@@ -11,7 +11,7 @@ from typing import Any
 
 from factory.modelfiles import read_json
 from factory.report_charts import Chart, curve
-from factory.report_words import Text, say
+from factory.report_words import Text, duration, say
 
 CURVES = ("train/loss", "train/learning_rate", "train/grad_norm", "eval/loss")
 POINTS = 400  # of a curve, at most: more than a screen shows
@@ -27,13 +27,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Training:
-    """One model's training. `files`: where its numbers come from, relative to the run's folder where they lie in it.
+    """One model's training. `shape`: how much was trained, None where launch.json does not tell it. `files`: where its numbers come from, relative to the run's folder where they lie in it.
 
     `remarks` name what is missing, broken or does not fit.
     """
 
     model: str
     curves: list[Curve]
+    shape: Text | None
     remarks: list[Text]
     files: list[str]
 
@@ -75,7 +76,7 @@ def _training(run_folder: Path, name: str, folder: Path, run: Mapping[str, Any])
     remarks += _against_record(values.get("train/loss", {}), record, run)
     curves = [_curve(tag, values[tag], remarks) for tag in CURVES if values.get(tag)]
     used = [*files, *([folder / RECORD] if record else [])]
-    return Training(name, [c for c in curves if c], remarks, [_shown(f, run_folder) for f in used])
+    return Training(name, [c for c in curves if c], _shape(record), remarks, [_shown(f, run_folder) for f in used])
 
 
 def _read(file: Path) -> dict[str, dict[int, float]]:
@@ -129,6 +130,14 @@ def _against_record(loss: Mapping[int, float], record: Mapping[str, Any], run: M
     if ours and theirs:
         remarks.append(say("training.same-data" if ours in theirs else "training.other-data", sha=ours[:12]))
     return remarks
+
+
+def _shape(record: Mapping[str, Any]) -> Text | None:
+    batch, updates = record.get("batch", {}), record.get("updates")
+    told = {name: batch.get(name) for name in ("rows", "queries_per_step", "hard_negatives", "in_batch_negatives")}
+    if not updates or None in told.values():
+        return None
+    return say("training.shape", updates=updates, seconds=duration(record.get("seconds") or 0), **told)
 
 
 def _shown(path: Path, run_folder: Path) -> str:

@@ -82,3 +82,12 @@ def metric_name(metric: str) -> Text:
     """`ndcg@10` as a reader knows it."""
     name, at, k = metric.partition("@")
     return join([known("metric", name), at + k], "", "")
+
+
+def duration(seconds: float) -> Text:
+    if seconds < 60:
+        return say("duration.seconds", s=seconds)
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return say("duration.hours", h=minutes // 60, m=minutes % 60)
+    return say("duration.minutes", m=minutes, s=rest)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import InputError
+from factory.modelfiles import model_fingerprint
 from launch.base_model import read_json, write_json
 from launch.plan import LaunchPlan
 from launch.worker import RECORD
@@ -50,7 +51,7 @@ def inputs(plan: LaunchPlan) -> dict[str, Any]:
     """What must be the same for a run to go on."""
     return {
         "model": str(plan.model),
-        "model_fingerprint": _fingerprint(plan.model),
+        "model_fingerprint": model_fingerprint(plan.model) if plan.model.exists() else "",
         "model_overrides": plan.overrides,
         "data": [{"path": str(f.path), "sha256": f.sha256, "rows": f.rows} for f in plan.data.files],
         "batch": plan.batch.model_dump(),
@@ -142,16 +143,6 @@ def _differences(section: str, before: dict[str, Any], now: dict[str, Any]) -> l
 
 def _shown(value: Any) -> str:
     return "not given" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _fingerprint(model: Path) -> str:
-    """Of config.json, and of the names and sizes of the other files: reading gigabytes would take minutes."""
-    digest = hashlib.sha256()
-    for file in sorted(model.iterdir()) if model.is_dir() else []:
-        if file.is_file():
-            content = file.read_bytes() if file.name == "config.json" else b""
-            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode() + content)
-    return digest.hexdigest()
 
 
 def _deepspeed(path: Path | None) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from factory.evalset import EvalSet
 from factory.evaluate import Options, SetResults, _evaluation, _measured
 from factory.evaluation import Change
 from factory.gates import Gate, limit, requirement, verdict
-from factory.groups import labels
+from factory.groups import labels, length_classes
 from factory.records import read_lines
 from factory.wins import wins_and_losses
 from tests.tiny_models import make_tiny_bert
@@ -207,4 +207,9 @@ def test_questions_are_grouped_by_what_the_set_says_by_language_and_by_thirds_of
     assert found["type"] == ["fact", "why", "not said", "fact", "fact", "not said"]
     assert found["language"] == ["en", "en", "zh", "en", "zh", "en"]
     short, middle, long = "up to 20 letters", "21 to 40 letters", "41 letters and more"
-    assert found["length"] == [short, short, middle, middle, long, long]
+    assert found["length"] == [short, short, middle, middle, long, long]  # both languages: a character counts as three
+    assert length_classes(["焊" * n for n in (5, 6, 12)]) == [
+        "up to 5 characters",
+        "6 to 6 characters",
+        "7 characters and more",
+    ]

@@ -13,10 +13,11 @@ import pytest
 
 from factory.records import InputError
 from factory.report import write_report
+from factory.report_evaluation import tally
 from factory.report_reviews import reviews_view
 from factory.report_scores import scores_view
 from factory.report_story import story
-from factory.report_summary import verdicts
+from factory.report_summary import done, verdicts
 from factory.report_training import training_view
 from factory.review import Decision, ReviewLog
 from factory.workspace import write_json
@@ -68,6 +69,36 @@ def test_the_verdict_follows_the_interval_the_gates_and_the_other_sets(given, ve
     assert (found.verdict, found.deploy) == (verdict, deploy)
     assert because in " ".join(reason.en for reason in found.reasons)
     assert all(reason.zh for reason in found.reasons)
+
+
+def test_an_unsure_verdict_says_what_kept_the_training_small_and_what_the_other_metrics_show() -> None:
+    given = evaluation(UNSURE)
+    one = {"value": 0.1, "low": 0.05, "high": 0.15, "p": 0.01}
+    given["differences"][0]["metrics"] |= {"mrr@10": one, "recall@1": one, "recall@10": {**one, "low": -0.1}}
+    counts = {"split": {"counts": {"passages": 403, "train": 263}}, "generate": {"counts": {"passages asked": 28}}}
+    run = {"stages": counts, "config": {"generate": {"max_passages": 28}}}
+    (found,) = verdicts(given, run)
+    told = " ".join(reason.en for reason in found.reasons)
+    assert "about 28 of 263 passages" in told and "Of the other 3 in the table, 2 show a gain and 0 a loss" in told
+    (unlimited,) = verdicts(given, {"stages": counts, "config": {"generate": {"max_passages": None}}})
+    assert "max_passages" not in " ".join(reason.en for reason in unlimited.reasons)
+    assert "28 of them asked about" in done(run, given).en
+
+
+def test_what_finds_most_is_named_where_it_is_not_the_tuned_model() -> None:
+    given = evaluation(BETTER)
+    given["rows"].append({"model": "base", "mode": "dense+BM25", "metrics": {"ndcg@10": 0.95}})
+    assert "base dense+BM25 finds most: 95.0" in verdicts(given)[0].reasons[-1].en
+    assert "finds most" not in " ".join(r.en for r in verdicts(evaluation(BETTER))[0].reasons)
+
+
+def test_wins_are_counted_over_all_questions_of_the_set() -> None:
+    rows = [
+        {"set": "eval", "tuned dense": {"ndcg@10": v}, "base dense": {"ndcg@10": 0.5}} for v in (1, 0.5, 0.5, 0, 0.6)
+    ]
+    compared = {"model": "tuned", "base": "base", "mode": "dense"}
+    assert tally(rows, "eval", compared, "ndcg@10") == {"better": 2, "worse": 1, "same": 2}
+    assert tally(rows, "general", compared, "ndcg@10") is None
 
 
 @pytest.mark.parametrize(("against", "said"), [([], "though not surely"), ([WORDS], "finds more: 80.0 against 62.0")])

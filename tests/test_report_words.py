@@ -11,13 +11,14 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from factory.diversity import beside_real
+from factory.diversity import QUESTIONS, beside_real, describe
 from factory.evaluation import Change
 from factory.evidence import learn
 from factory.false_negatives import fit, judge_error
 from factory.gates import limit, requirement, verdict
 from factory.groups import length_classes
 from factory.question_types import TYPES
+from factory.records import Pair, Passage, read_records
 from factory.report import write_report
 from factory.report_words import WORDS, known, said, say, table
 from factory.settings_questions import RuleName
@@ -126,6 +127,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     groups = [{"by": "type", "name": "fact", "queries": 40, "values": values, "changes": [group]}]
     write_json(run / "evaluation.json", evaluation(BETTER, gates=[gate], groups=groups))
     write_events(run / "tuned" / "runs", "1", range(1, 50), lambda s: 1 / s)
+    names = [key.removeprefix("test.") for key in table() if key.startswith("test.")]
+    tests = [{"test": name, "asked": 60, "dropped": {"answer-in-question": 13, "copied": 6}} for name in names]
+    passages, kept = read_records(run / "2-passages.jsonl", Passage), read_records(run / "4-kept.jsonl", Pair)
+    write_json(run / QUESTIONS, {"tests": tests, "judge": {}} | describe(passages, kept, kept, []))
+    batch = {"rows": 60, "queries_per_step": 8, "hard_negatives": 2, "in_batch_negatives": 21}
+    write_json(run / "tuned" / "launch.json", {"batch": batch, "updates": 24, "seconds": 479.0})
     (run / "dropped").mkdir()
     row = '{"stage": "filter", "id": "q", "reason": "copied", "text": "%s"}\n' % ("很长" * 300 + "x" * 500)
     (run / "dropped" / "filter.jsonl").write_text(row, encoding="utf-8")
@@ -142,6 +149,12 @@ def _manifest(run: Path) -> dict[str, Any]:
         "export": {"counts": {"examples": 60, "negatives": 180}, "dropped": {}, "seconds": 1.0},
     }  # fmt: skip
     return json.loads((run / "run.json").read_text()) | {"stages": stages, "versions": {"torch": "2.13.0"}}
+
+
+def test_how_much_was_trained_is_told_in_both_languages(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "24 steps of 8 questions" in text and "2 of its hard negatives and 21 passages" in text
+    assert "7 min 59 s" in text and "共 24 步" in text
 
 
 def test_the_same_files_give_the_same_bytes(page: Path) -> None:
