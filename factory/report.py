@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +24,8 @@ from factory.report_rounds import rounds_section
 from factory.report_scores import scores_view
 from factory.report_story import result_flow, story
 from factory.report_summary import done, subtitle, verdicts
-from factory.report_training import training_view
-from factory.report_words import duration, known, metric_name, said, say
+from factory.report_training import Training, training_view
+from factory.report_words import Text, duration, known, metric_name, said, say
 from factory.workspace import atomic_text
 
 SAMPLES = 20  # training rows shown
@@ -107,12 +107,24 @@ def write_report(run_folder: Path, language: Language = "auto") -> Path:
         config_yaml=yaml.safe_dump(run["config"], allow_unicode=True, sort_keys=False) if "config" in run else "",
         versions={k: v for k, v in run.get("versions", {}).items() if v},
         fingerprints=_fingerprints(stages, first),
-        seconds=[(known("stage", name), stage.get("seconds", 0)) for name, stage in stages.items()],
+        seconds=_seconds(stages, views["training"], first),
     )
     path = run_folder / "report.html"
     with atomic_text(path) as f:
         f.write(page)
     return path
+
+
+def _seconds(
+    stages: Mapping[str, Any], training: Sequence[Training], evaluation: Mapping[str, Any]
+) -> list[tuple[Text, float]]:
+    """What each step took, in order; of the trainings and the evaluation, too."""
+    found = [(known("stage", name), stage.get("seconds", 0)) for name, stage in stages.items()]
+    if trained := sum(t.seconds for t in training):
+        found.append((say("made.training"), trained))
+    if measured := sum(evaluation.get("seconds", {}).values()):
+        found.append((say("made.evaluation"), measured))
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Training:
-    """One model's training. `shape`: how much was trained, None where launch.json does not tell it. `files`: where its numbers come from, relative to the run's folder where they lie in it.
+    """One model's training. `shape`: how much was trained, None where launch.json does not tell it. `seconds`: 0 likewise. `files`: where its numbers come from, relative to the run's folder where they lie in it.
 
     `remarks` name what is missing, broken or does not fit.
     """
@@ -35,6 +35,7 @@ class Training:
     model: str
     curves: list[Curve]
     shape: Text | None
+    seconds: float
     remarks: list[Text]
     files: list[str]
 
@@ -76,7 +77,14 @@ def _training(run_folder: Path, name: str, folder: Path, run: Mapping[str, Any])
     remarks += _against_record(values.get("train/loss", {}), record, run)
     curves = [_curve(tag, values[tag], remarks) for tag in CURVES if values.get(tag)]
     used = [*files, *([folder / RECORD] if record else [])]
-    return Training(name, [c for c in curves if c], _shape(record), remarks, [_shown(f, run_folder) for f in used])
+    return Training(
+        name,
+        [c for c in curves if c],
+        _shape(record),
+        record.get("seconds") or 0,
+        remarks,
+        [_shown(f, run_folder) for f in used],
+    )
 
 
 def _read(file: Path) -> dict[str, dict[int, float]]:
