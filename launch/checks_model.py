@@ -100,9 +100,13 @@ def sub_batches(plan: LaunchPlan) -> Iterator[Problem]:
 
 
 def lengths(plan: LaunchPlan) -> Iterator[Problem]:
-    """query_max_len and passage_max_len against the model's positions."""
-    limit = token_limit(plan.model)
+    """query_max_len and passage_max_len against the model's positions, and what sentence-transformers' file says it is for."""
+    limit, own = token_limit(plan.model), read_json(plan.model / "sentence_bert_config.json").get("max_seq_length")
     for name in ("query_max_len", "passage_max_len"):
         given = int(plan.number(name, 0))
         if limit and given > limit:
             yield error("model.length", f"{name} is {given}, the model takes {limit} tokens", f"set {name}: {limit}")
+        elif isinstance(own, int) and given > own:
+            # all-MiniLM-L6-v2 (256) on Cranfield, nDCG@10: 49.5 with 512 tokens, 50.0 with 256 (benchmarks/README.md)
+            reason = f"{name} is {given}, and the model's own limit (sentence_bert_config.json) {own}: what is longer may blur its vectors"
+            yield warning("model.length", reason, f"set {name}: {own}, and split passages to fit")

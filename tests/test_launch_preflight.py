@@ -134,6 +134,15 @@ def test_model_folder(found: Any, tmp_path: Path, models: Path) -> None:
     assert "Git LFS" in problems["model.weights"].reason
 
 
+def test_lengths_beyond_what_the_model_was_made_for(found: Any, models: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(models / "bert", tmp_path / "short")
+    (model / "sentence_bert_config.json").write_text('{"max_seq_length": 256}')
+    warned = found(model=str(model), passage_max_len=257)["model.length"]
+    assert warned.severity == "warning" and "set passage_max_len: 256" in warned.fix
+    assert found(model=str(model), passage_max_len=256) == {}
+    assert found(model=str(model), passage_max_len=513)["model.length"].severity == "error"
+
+
 def test_lengths_beyond_the_models_positions(found: Any, models: Path) -> None:
     assert found(passage_max_len=512) == {}
     assert found(passage_max_len=513)["model.length"].severity == "error"
