@@ -88,7 +88,8 @@ def _set(
 def tally(queries: Sequence[Mapping[str, Any]], name: str, d: Mapping[str, Any], metric: str) -> dict[str, int] | None:
     """How many questions of the set gained, lost or stayed the same; None where evaluation-queries.jsonl lacks them."""
     after, before = label(d["model"], d["mode"]), label(d["base"], d["mode"])
-    changes = [q[after][metric] - q[before][metric] for q in queries if q["set"] == name and after in q and before in q]
+    both = [(q.get(after, {}).get(metric), q.get(before, {}).get(metric)) for q in queries if q.get("set", "") == name]
+    changes = [new - old for new, old in both if new is not None and old is not None]
     if not changes:
         return None
     better, worse = sum(c > 0 for c in changes), sum(c < 0 for c in changes)

@@ -27,9 +27,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Training:
-    """One model's training. `shape`: how much was trained, None where launch.json does not tell it. `seconds`: 0 likewise. `files`: where its numbers come from, relative to the run's folder where they lie in it.
+    """One model's training.
 
-    `remarks` name what is missing, broken or does not fit.
+    `shape` tells how much was trained, None where launch.json does not; `seconds` are 0 then. `remarks` name what is missing, broken
+    or does not fit. `files`: where its numbers come from, relative to the run's folder where they lie in it.
     """
 
     model: str
