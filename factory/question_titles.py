@@ -25,6 +25,8 @@ LEAST = {"zh": 2, "en": 3}  # characters of a title that a question can be said 
 NAME = {"zh": 15, "en": 5}
 # Of a passage that is left without its title: characters, and share of the whole.
 ENOUGH, ENOUGH_OF = {"zh": 60, "en": 200}, 1 / 3
+FOUND_AMONG = 5  # a question without its name is one that a search still finds the passage with, among so many
+NOT_FIRST = "后前中时内外和与及或至等里上下"  # a question that begins so has lost what it stands on
 
 
 def own_titles(passages: Iterable[Passage]) -> set[str]:
@@ -56,6 +58,19 @@ def names_title(query: str, title: str) -> bool:
     if HAN.search(name):
         return squeeze(name) in squeeze(query)
     return re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", _plain(query)) is not None
+
+
+def without_name(query: str, title: str) -> str | None:
+    """A Chinese question that begins with the title, without it: a subject that is understood is left out there.
+
+    None where it does not begin so, and in English, which needs its subject.
+    """
+    name = re.escape(_name(title))
+    opened = rf"^(为什么|为何|请问)?[《「『“\"']?{name}[》」』”\"']?(?:[\s,，、]|的)*"
+    bare, times = re.subn(opened, lambda m: m[1] or "", query.strip(), flags=re.I)
+    if not times or not bare or language(query) != "zh" or bare[0] in NOT_FIRST or names_title(bare, title):
+        return None
+    return bare
 
 
 def _name(title: str) -> str:

@@ -56,7 +56,10 @@ def _tests(tests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for t in tests:
         lost = sum(t["dropped"].values())
         dropped = sorted(t["dropped"].items(), key=lambda r: -r[1])
-        reasons = join(join([known("reason", reason), f"{n:,}"], " ", " ") for reason, n in dropped) if dropped else ""
+        told = [join([known("reason", reason), f"{n:,}"], " ", " ") for reason, n in dropped]
+        if reworded := t.get("reworded"):
+            told.append(say("questions.reworded", n=reworded))
+        reasons = join(told) if told else ""
         row = {"test": known("test", t["test"]), "asked": t["asked"], "dropped": lost, "reasons": reasons}
         rows.append(row | {"width": 100 * (1 - lost / t["asked"]) if t["asked"] else 0})
     return rows

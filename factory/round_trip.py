@@ -15,14 +15,14 @@ from factory.retrieve import BLOCK, Target
 
 
 def not_found(
-    pairs: Sequence[Pair], targets: Sequence[Target], ranks: Mapping[str, int], config: Config
+    pairs: Sequence[Pair], targets: Sequence[Target], ranks: Mapping[str, int], config: Config, k: int
 ) -> dict[str, tuple[str, str]]:
-    """By pair id (reason, detail) of the questions whose passage no search has among its first `round_trip_k`.
+    """By pair id (reason, detail) of the questions whose passage no search has among its first k; none with k 0.
 
     Args:
         targets: what is searched. ranks: by pair id the rank, from 1, that the base model's search gives the own passage.
     """
-    k, searches = config.quality.round_trip_k, config.quality.round_trip_by
+    searches = config.quality.round_trip_by
     far = [p for p in pairs if "dense" not in searches or ranks[p.id] > k] if k else []
     found = _found_by_bm25(far, targets, k, config.mine.segmenter) if "bm25" in searches and far else set()
     names = " nor ".join({"dense": "the base model's", "bm25": "BM25's"}[s] for s in searches)

@@ -51,9 +51,9 @@ class GenerateConfig(Part):
         "asked about, too, and not the same thing twice",
     )
     unnamed: Fraction = Field(
-        0.7,
+        0,
         description="share of the passages whose title is a name of their own that the LLM is shown without it and without the sentences "
-        "that have it, so that it asks about what else is there; see quality.names_title",
+        "that have it, so that it asks about what else is there; a small LLM then asks vaguer questions. See quality.names_title",
     )
     temperature: float = Field(0.7, ge=0, le=2, description="0.7: varied wording, still on the subject")
     max_tokens: int = Field(400, ge=16, description="of one answer")
@@ -151,8 +151,9 @@ class QualityConfig(Part):
     names_title: Fraction = Field(
         0.25,
         description="largest share of the training questions that name the title (a name, of this passage alone) of a passage that the "
-        "base model ranks first: from many of these it learns to look for names, and loses on queries without one (seen). At least half of "
-        "the questions stay. 1: no limit",
+        "base model ranks first: from many of these it learns to look for names, and loses on queries without one (seen). Of the others a "
+        "Chinese one is asked without the title, if a search then still has the passage among its first 5; the rest goes, but half of the "
+        "training questions keep their place in any case. 1: no limit",
     )
     at_most: dict[Difficulty, Fraction] = Field(
         default_factory=dict,

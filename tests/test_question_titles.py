@@ -3,7 +3,8 @@
 import pytest
 
 from factory.prompting import requests_for
-from factory.question_titles import names_title, over_share, own_titles, unnamed
+from factory.question_titles import names_title, over_share, own_titles, unnamed, without_name
+from factory.questions import Answer, Question
 from tests.test_generate import config, passage
 from tests.test_question_filter import Turned, asked, filter_pairs
 
@@ -107,10 +108,48 @@ def test_a_passage_keeps_its_only_question_as_long_as_others_have_two():
     assert set(over_share(pairs, passages, 0.5, 42)) == {"q10", "q11", "q12"}
 
 
+@pytest.mark.parametrize(
+    ("query", "title", "bare"),
+    [
+        ("龙烟铁路在胶东半岛设了哪几个车站？", "龙烟铁路", "在胶东半岛设了哪几个车站？"),
+        ("为什么龙烟铁路需要预留复线条件？", "龙烟铁路", "为什么需要预留复线条件？"),
+        ("《西南忠魂》的主角是怎样的人？", "西南忠魂", "主角是怎样的人？"),
+        ("大曲车站，有几个站台？", "大曲车站 (秋田县)", "有几个站台？"),
+        ("毒马案后，马会采取了哪些措施？", "毒马案", None),  # after what?
+        ("哪几个车站在龙烟铁路上？", "龙烟铁路", None),
+        ("哪家工厂雇了五百人？", "王江泾镇", None),
+        ("龙烟铁路", "龙烟铁路", None),
+        ("Rod Laver Arena was resurfaced when?", "Rod Laver Arena", None),
+    ],
+)
+def test_a_chinese_question_that_begins_with_the_title_can_do_without(query, title, bare):
+    assert without_name(query, title) == bare
+
+
+def test_over_the_share_a_question_is_asked_without_the_title_if_a_search_still_finds_its_passage():
+    passages = [named(f"p{i}", t, f"{t}：{t}的用法写在这里。") for i, t in enumerate(("焊条", "砂轮"))]
+    pairs = [asked(0, "焊条受潮会开裂吗？", "p0"), asked(1, "砂轮转速能调高吗？", "p1")]
+    at = {"焊条受潮会开裂吗？": 0, "砂轮转速能调高吗？": 30, "受潮会开裂吗？": 14, "转速能调高吗？": 31}
+    settings = {"names_title": 0, "round_trip_k": 0}
+    done = filter_pairs(pairs, passages, [], config(quality=settings), Turned(at))
+    (bare,) = [p for p in done.kept if p.query not in (pairs[0].query, pairs[1].query)]
+    assert bare.query in at and bare.rank == 1 and bare.id in ("q0", "q1") and len(done.kept) == 2
+    assert done.tests[-1] == {"test": "titles", "asked": 2, "dropped": {}, "reworded": 1}
+    held = [
+        Question(id="t", query=bare.query, answers=[Answer(document="d", quote="q")])
+    ]  # a test question is not trained on
+    assert len(filter_pairs(pairs, passages, held, config(quality=settings), Turned(at)).kept) == 1
+
+
 def test_the_filter_says_how_many_went():
     passages = [named(f"p{i}", t, f"{t}：{t}的用法写在这里。") for i, t in enumerate(("焊条", "砂轮"))]
     pairs = [asked(0, "焊条好用吗？", "p0"), asked(1, "砂轮好用吗？", "p1")]
     encoder = Turned({"焊条好用吗？": 0, "砂轮好用吗？": 30})
     done = filter_pairs(pairs, passages, [], config(quality={"names_title": 0, "round_trip_k": 0}), encoder)
-    assert len(done.kept) == 1 and done.tests[-1] == {"test": "titles", "asked": 2, "dropped": {"names-its-title": 1}}
+    assert len(done.kept) == 1 and done.tests[-1] == {
+        "test": "titles",
+        "asked": 2,
+        "dropped": {"names-its-title": 1},
+        "reworded": 0,
+    }
     assert len(filter_pairs(pairs, passages, [], config(quality={"names_title": 1}), encoder).kept) == 2
