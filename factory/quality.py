@@ -13,14 +13,15 @@ from factory.judge import LLMJudge
 from factory.models import Encoder
 from factory.question_judge import judge_questions, nearest_others
 from factory.question_repeats import repeated
+from factory.question_rewording import without_titles
 from factory.question_rules import rule_broken
-from factory.question_titles import FOUND_AMONG, over_share, without_name
+from factory.question_titles import over_share
 from factory.question_types import difficulty
 from factory.questions import Question
 from factory.records import Dropped, Pair, Passage
 from factory.retrieve import rank_of_target, targets_of
 from factory.round_trip import not_found
-from factory.settings_questions import Difficulty, QualityConfig
+from factory.settings_questions import Difficulty
 
 
 def uses_judge(config: Config) -> bool:
@@ -102,15 +103,8 @@ def filter_pairs(
             result.judge = {task: error.model_dump() for task, error in said.controls.items()}
     if q.names_title < 1:
         over = over_share(left, passages, q.names_title, config.seed)
-        bare = without_names([p for p in left if p.id in over], by_id, q)
-        if bare:
-            queries = encoder.encode([p.query for p in bare], "query").dense
-            ranks = rank_of_target(bare, targets, queries, vectors)
-            bare = [p.model_copy(update={"rank": rank}) for p, rank in zip(bare, ranks, strict=True)]
-            far = not_found(bare, targets, {p.id: p.rank or 0 for p in bare}, config, FOUND_AMONG)
-            again = repeated([*(p for p in left if p.id not in over), *bare], [t.query for t in tests], q)
-            bare = [p for p in bare if p.id not in far and p.id not in again]
-        instead = {p.id: p for p in bare}
+        named, others = [p for p in left if p.id in over], [p for p in left if p.id not in over]
+        instead = without_titles(named, others, by_id, tests, targets, vectors, config, encoder) if named else {}
         test("titles", {i: why for i, why in over.items() if i not in instead})
         result.tests[-1] |= {"reworded": len(instead)}
         left = [instead.get(p.id, p) for p in left]
@@ -126,18 +120,6 @@ def filter_pairs(
         if p.id in broken
     ]
     return result
-
-
-def without_names(pairs: Sequence[Pair], passages: Mapping[str, Passage], config: QualityConfig) -> list[Pair]:
-    """The pairs whose questions can do without their passage's title, asked so, and keep the rules."""
-    found = []
-    for pair in pairs:
-        passage = passages[pair.passage_id]
-        if query := without_name(pair.query, passage.title):
-            bare = pair.model_copy(update={"query": query})
-            if not rule_broken(bare, passage, config):
-                found.append(bare)
-    return found
 
 
 def too_many(pairs: Sequence[Pair], at_most: Mapping[Difficulty, float], seed: int) -> dict[str, tuple[str, str]]:

@@ -25,7 +25,6 @@ LEAST = {"zh": 2, "en": 3}  # characters of a title that a question can be said 
 NAME = {"zh": 15, "en": 5}
 # Of a passage that is left without its title: characters, and share of the whole.
 ENOUGH, ENOUGH_OF = {"zh": 60, "en": 200}, 1 / 3
-FOUND_AMONG = 5  # a question without its name is one that a search still finds the passage with, among so many
 NOT_FIRST = "后前中时内外和与及或至等里上下"  # a question that begins so has lost what it stands on
 
 

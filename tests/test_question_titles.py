@@ -141,6 +141,17 @@ def test_over_the_share_a_question_is_asked_without_the_title_if_a_search_still_
     assert len(filter_pairs(pairs, passages, held, config(quality=settings), Turned(at)).kept) == 1
 
 
+def test_without_the_title_a_question_that_finds_another_passage_goes(monkeypatch):
+    monkeypatch.setattr("factory.question_rewording.FOUND_AMONG", 1)
+    passages = [named(f"p{i}", t, f"{t}：{t}的用法写在这里。") for i, t in enumerate(("焊条", "砂轮"))]
+    pairs = [asked(0, "焊条受潮会开裂吗？", "p0"), asked(1, "砂轮转速能调高吗？", "p1")]
+    at = {"焊条受潮会开裂吗？": 0, "砂轮转速能调高吗？": 30, "受潮会开裂吗？": 29, "转速能调高吗？": 1}
+    settings = {"names_title": 0, "round_trip_k": 0, "round_trip_by": ["dense"]}
+    done = filter_pairs(pairs, passages, [], config(quality=settings), Turned(at))
+    assert len(done.kept) == 1 and done.kept[0] in [p.model_copy(update={"rank": 1}) for p in pairs]
+    assert [d.reason for d in done.dropped] == ["names-its-title"]
+
+
 def test_the_filter_says_how_many_went():
     passages = [named(f"p{i}", t, f"{t}：{t}的用法写在这里。") for i, t in enumerate(("焊条", "砂轮"))]
     pairs = [asked(0, "焊条好用吗？", "p0"), asked(1, "砂轮好用吗？", "p1")]
