@@ -221,7 +221,7 @@ def _lengths(lengths: list[int]) -> dict[str, Any] | None:
     width = max(1, -(-(high - low + 1) // 24))
     counts = np.bincount([(n - low) // width for n in lengths])
     edges = low + width * np.arange(len(counts) + 1)
-    chart = histogram(edges, [(say("questions"), BLUE, counts)])
+    chart = histogram(edges, [(say("questions"), BLUE, counts)], across=say("axis.characters"))
     return {"chart": chart, "median": int(np.median(lengths)), "number": len(lengths)}
 
 

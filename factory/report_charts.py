@@ -40,13 +40,14 @@ class Mark:
 @dataclass(frozen=True)
 class Chart:
     """`ticks` are (place, label) along the x axis; `tips` (from, width, words) what the mouse finds; `top` is what the
-    full height stands for, counted from zero."""
+    full height stands for, counted from zero; `across` says what the x axis is."""
 
     series: tuple[Series, ...]
     ticks: tuple[tuple[float, str], ...]
     marks: tuple[Mark, ...] = ()
     tips: tuple[tuple[float, float, str], ...] = ()
     top: Text | None = None
+    across: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def histogram(
     counts: Sequence[tuple[Text, str, Sequence[int] | np.ndarray]],
     marks: Sequence[tuple[Text, float]] = (),
     *,
+    across: Text,
     unit: str = "{:,g}",
     tips: Sequence[str] = (),
     log: bool = False,
@@ -70,6 +72,7 @@ def histogram(
 
     Args:
         edges: (bins + 1,), evenly spaced. counts: (name, colour, (bins,) numbers) for each group. marks: (name, value).
+        across: what the x axis is.
         log: heights go by the logarithm, `DECADES` powers of ten up to the highest.
     """
     shares = [np.asarray(n, float) / max(float(np.sum(n)), 1.0) for _, _, n in counts]
@@ -87,18 +90,19 @@ def histogram(
         _ticks(low, high, 5, unit),
         _marks(marks, low, high),
         tuple((x[i], 100 / bins, words) for i, words in enumerate(tips)),
-        top=say("chart.log-top", most=100 * most, least=100 * most / 10**DECADES)
+        say("chart.log-top", most=100 * most, least=100 * most / 10**DECADES)
         if log
-        else same(f"{100 * most:.0f} %"),
+        else say("chart.top", most=100 * most),
+        across,
     )
 
 
-def curve(xs: Sequence[float], ys: Sequence[float], colour: str = BLUE, *, unit: str = "{:.3g}") -> Chart:
+def curve(xs: Sequence[float], ys: Sequence[float], across: Text, colour: str = BLUE, *, unit: str = "{:.3g}") -> Chart:
     """One line over x; y from 0, or from its lowest value where that is negative, to its highest."""
     low, high = min(0.0, *ys), max(*ys, 0.0)
     line = _line(_place(xs, xs[0], xs[-1]), [100 - y for y in _place(ys, low, high)])
     top = unit.format(high) if low == 0 else f"{unit.format(low)} … {unit.format(high)}"
-    return Chart((Series(None, line, colour),), _ticks(xs[0], xs[-1], 4, "{:,g}"), top=same(top))
+    return Chart((Series(None, line, colour),), _ticks(xs[0], xs[-1], 4, "{:,g}"), top=same(top), across=across)
 
 
 def reliability(points: Sequence[tuple[float, float]], tips: Sequence[str]) -> Chart:
@@ -111,7 +115,7 @@ def reliability(points: Sequence[tuple[float, float]], tips: Sequence[str]) -> C
         Series(None, dots, BLUE, filled=True),
     )
     near = tuple((a - 1.5, 3.0, words) for a, words in zip(x, tips, strict=True))
-    return Chart(series, _ticks(0, 1, 5, "{:g}"), tips=near, top=same("1"))
+    return Chart(series, _ticks(0, 1, 5, "{:g}"), tips=near, top=say("axis.affirmed"), across=say("axis.predicted"))
 
 
 def flow(passed: float, colour: str, lost: Sequence[tuple[float, str]]) -> Flow:

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from factory.evaluation import is_variant, label
+from factory.evaluation import FUSED, is_variant, label
 from factory.records import read_lines
 from factory.report_summary import headline
 from factory.report_words import Text, known, said, same
 
 KINDS = ("type", "origin", "document", "language", "length")
+READ = ("dense", f"dense{FUSED}")  # modes whose wins and losses are shown to be read
 
 
 def evaluation_view(run_folder: Path, first: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -81,7 +82,7 @@ def _set(
             if is_variant(d["mode"])
         ],
         "groups": _groups(e.get("groups", []), models, draw),
-        "wins": _wins([w for w in wins if w["set"] == e.get("name", "") and w["mode"] == "dense"]),
+        "wins": _wins([w for w in wins if w["set"] == e.get("name", "")]),
     } | {key: e[key] for key in ("queries", "queries_without_judgement", "passages")}
 
 
@@ -154,14 +155,18 @@ def _group_name(name: str) -> Text:
 
 
 def _wins(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each later model its wins and losses; a passage that was found is told from a relevant one that was not."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    """For each mode of `READ` and each later model its wins and losses; a passage that was found is told from a relevant
+    one that was not."""
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for w in rows:
         seen = {p["_id"] for p in (*w["base_top"], *w["top"])}
         missed = [p for p in w["relevant"] if p["_id"] not in seen]
         row = dict(w) | {"missed": missed, "difference": 100 * w["difference"]}
-        found.setdefault((w["model"], w["base"]), []).append(row)
+        found.setdefault((w["mode"], w["model"], w["base"]), []).append(row)
     return [
-        {"model": model, "base": base, "kinds": [(k, [w for w in ws if w["kind"] == k]) for k in ("win", "loss")]}
-        for (model, base), ws in found.items()
+        {"mode": mode, "model": model, "base": base, "kind": kind, "rows": [w for w in ws if w["kind"] == kind]}
+        for mode in READ
+        for (at, model, base), ws in found.items()
+        for kind in ("win", "loss")
+        if at == mode
     ]

@@ -273,7 +273,8 @@ def _spread(
         (say(f"scores.group-{n}", n=found.total(n)), colour, found.binned(n, low, high, bins)) for n, colour in there
     ]
     tips = [_tip(unit, edges[i], edges[i + 1], [(n, c[i]) for n, _, c in counts]) for i in range(bins)]
-    return Spread(say(f"scores.{key}"), histogram(edges, counts, marks, tips=tips, log=key == "probability"), caption)
+    chart = histogram(edges, counts, marks, across=say(f"axis.{key}"), tips=tips, log=key == "probability")
+    return Spread(say(f"scores.{key}"), chart, caption)
 
 
 def _tip(unit: str, low: float, high: float, counts: Sequence[tuple[Text, float]]) -> str:

@@ -121,7 +121,7 @@ def _curve(tag: str, values: Mapping[int, float], remarks: list[Text]) -> Curve 
     ys = [values[s] for s in steps]
     every = -(-len(steps) // POINTS)
     shown = sorted({*range(0, len(steps), every), len(steps) - 1})
-    chart = curve([steps[i] for i in shown], [ys[i] for i in shown])
+    chart = curve([steps[i] for i in shown], [ys[i] for i in shown], say("axis.steps"))
     caption = say("training.caption", first=f"{ys[0]:.3g}", last=f"{ys[-1]:.3g}", n=len(steps), step=steps[-1])
     return Curve(say(f"training.{name}"), chart, caption)
 

@@ -163,13 +163,18 @@ def test_gates_sets_groups_and_wins_are_shown_and_nothing_of_their_texts_is_run(
     win = {"set": "eval", "model": "tuned", "base": "base", "mode": "dense", "kind": "win", "_id": "q1"}
     win |= {"query": f"why? {EVIL}", "difference": 1.0, "base_rank": None, "rank": 1, "base_top": [found]}
     win |= {"relevant": [{"_id": "d2", "text": "the answer", "grade": 2}], "top": [found | {"text": "另一段"}]}
-    write_jsonl(run / "wins-and-losses.jsonl", [win, win | {"mode": "sum", "query": "not dense"}])
+    others = [
+        win | {"mode": "dense+BM25", "kind": "loss", "query": "both?"},
+        win | {"mode": "sum", "query": "not dense"},
+    ]
+    write_jsonl(run / "wins-and-losses.jsonl", [win, *others])
     page = write_report(run).read_text(encoding="utf-8")
     text = english(page)
     for said in (
         "failed", "less than was asked for", "On general", "+4.0 points", "-5.0 points", "dense@64",
         "-3.4 [-5.4, -1.4]", "+12.3", "42.3", "base not found → tuned rank 1, +100 points", "the answer", "grade 2",
         "另一段", "< 0.001", "A gate was not met", "It got worse on general: -5.0 points",
+        "Largest wins of tuned, dense (1)", "Largest losses of tuned, dense+BM25 (1)", "both?",
     ):  # fmt: skip
         assert said in text, said
     assert "<script" not in page and "not dense" not in page
