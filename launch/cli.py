@@ -327,7 +327,8 @@ def main() -> None:
         app()
     except Exception as e:
         from factory.records import InputError
-        from launch.run import Interrupted, TrainingFailed
+        from launch.execute import Interrupted
+        from launch.run import TrainingFailed
 
         if not isinstance(e, (InputError, TrainingFailed, Interrupted)):
             raise

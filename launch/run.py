@@ -1,40 +1,26 @@
-"""Runs a plan's very argv: live output, a log, a manifest, and a clean end however it ends."""
+"""A training from start to finish: the old output aside, argv, the model's files, its test, a manifest of it all."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 from launch import manifest
 from launch.base_model import prepare, read_json, remove_prepared
 from launch.checkpoints import newest, zero_stage
 from launch.config import Frozen
+from launch.execute import Interrupted, execute, locked
 from launch.finish import LoadFailed, finish, losses, prove, score
-from launch.plan import SAVING, LaunchPlan
+from launch.plan import LaunchPlan
 from launch.runlog import cause
-from launch.worker import RECORD, RESUME
+from launch.worker import RECORD
 
-PATIENCE = 20.0  # seconds beyond SAVING, which torchrun needs to end itself
+LOG = "launch.log"
 
 
 class TrainingFailed(RuntimeError):
     """The training process ended with an error, or its model does not load; exit code 1."""
-
-
-class Interrupted(RuntimeError):
-    """Ctrl-C or SIGTERM; `code` is 128 + the signal's number, as shells have it."""
-
-    def __init__(self, number: int, kept: str = ""):
-        self.number, self.code = number, 128 + number
-        super().__init__(f"stopped by {signal.Signals(number).name}" + (f"; {kept}" if kept else ""))
 
 
 class Result(Frozen):
@@ -58,22 +44,28 @@ def run(plan: LaunchPlan, *, config: Path | None = None, resume: bool = False) -
     Raises:
         TrainingFailed: names the log and shows why.
         Interrupted: after every process of the run is gone; says which checkpoint is there.
+        InputError: another run is training into the folder.
     """
-    began = time.monotonic()
-    before = manifest.stopped(plan) if resume else {}
-    moved = None if resume else move_aside(plan.output)
-    if moved:
+    if not resume and (moved := move_aside(plan.output)):
         print(f"the old {plan.output} is now {moved}", flush=True)
     plan.output.mkdir(parents=True, exist_ok=True)
-    log = plan.output / "launch.log"
-    start = log.stat().st_size if log.exists() else 0
+    with locked(plan.output / LOG) as log:
+        return _alone(plan, log, config, resume)
+
+
+def _alone(plan: LaunchPlan, file: BinaryIO, config: Path | None, resume: bool) -> Result:
+    """`run`, with the output folder to itself. `file` is the log."""
+    began = time.monotonic()
+    before = manifest.stopped(plan) if resume else {}
+    log = plan.output / LOG
+    start = log.stat().st_size
     outcome: dict[str, Any] = {"exit_code": None, "error": None}
     manifest.write(plan, **outcome, seconds=before.get("seconds", 0))
     try:
         if plan.prepared:
             prepare(plan.model, plan.prepared, plan.overrides)
         if not (resume and read_json(plan.output / RECORD).get("trained")):
-            code = _execute(plan, log, resume)
+            code = execute(plan, file, resume)
             if code:
                 outcome |= {"exit_code": code, "error": f"training failed with exit code {code}"}
                 text = f"{outcome['error']}; the whole log: {log}\n{cause(plan.output, start)}\n{_kept(plan, config)}"
@@ -92,15 +84,22 @@ def run(plan: LaunchPlan, *, config: Path | None = None, resume: bool = False) -
         if plan.prepared:
             remove_prepared(plan.prepared)
         seconds = before.get("seconds", 0) + time.monotonic() - began
-        loss = losses(plan.output, log.read_text("utf-8", "replace") if log.exists() else "")
+        loss = losses(plan.output, log.read_text("utf-8", "replace"))
         manifest.write(plan, **outcome, seconds=round(seconds, 1), loss=loss)
     return Result(output=plan.output, seconds=seconds, loss=loss, changed=outcome["changed"], dev=outcome["dev"])
 
 
 def move_aside(output: Path) -> Path | None:
-    """Renames a full folder to the first free `<name>.old-N`; None if there was nothing to move."""
+    """Renames a full folder to the first free `<name>.old-N`; None if there was nothing to move.
+
+    Raises:
+        InputError: a run is training into it.
+    """
     if not output.is_dir() or not any(output.iterdir()):
         return None
+    if (output / LOG).exists():
+        with locked(output / LOG):  # no training is moved away under itself
+            pass
     number = 1
     while (aside := output.with_name(f"{output.name}.old-{number}")).exists():
         number += 1
@@ -115,84 +114,3 @@ def _kept(plan: LaunchPlan, config: Path | None) -> str:
         return f"the training itself is done, its end is not: {command}"
     kept = f"{found.name} is complete: {command}" if found else "no checkpoint is kept"
     return "\n".join([kept, *torn])
-
-
-def _execute(plan: LaunchPlan, log: Path, resume: bool) -> int:
-    """Runs argv in a session of its own, so that a signal reaches it only through us.
-
-    The first signal goes on to torchrun, which hands it to the ranks: they finish their step, save
-    and end, while what they say is still shown. A second one, or none of that in time, ends them all.
-    """
-    process: subprocess.Popen[bytes] | None = None
-    family: list[Any] = []
-    asked: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        if process is None:
-            raise Interrupted(number)
-        if len(asked) > 1:
-            _kill(process, family)
-            return
-        os.write(2, b"\nstopping: the step is finished and a checkpoint saved; once more ends at once\n")
-        family.extend(_family(process))
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        timer = threading.Timer(SAVING + PATIENCE, _kill, (process, family))
-        timer.daemon = True
-        timer.start()
-
-    previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    env = os.environ | plan.env | ({RESUME: "1"} if resume else {})
-    try:
-        process = subprocess.Popen(
-            plan.argv,
-            cwd=plan.workdir,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        assert process.stdout is not None
-        with open(log, "ab", buffering=0) as file:
-            # Whatever has come, at once: waiting for line ends would hold back a progress bar's carriage returns.
-            while chunk := os.read(process.stdout.fileno(), 65536):
-                file.write(chunk)
-                sys.stdout.buffer.write(chunk)
-                sys.stdout.buffer.flush()
-        code = process.wait()
-        if asked:
-            raise Interrupted(asked[0])
-        return code
-    finally:
-        for number in previous:  # another Ctrl-C must not leave processes behind
-            signal.signal(number, signal.SIG_IGN)
-        if process:
-            _kill(process, family or _family(process))
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _family(process: subprocess.Popen[bytes]) -> list[Any]:
-    """torchrun's ranks and their children, which are in sessions of their own."""
-    import psutil  # type: ignore[import-untyped]
-
-    try:
-        return list(psutil.Process(process.pid).children(recursive=True))
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _kill(process: subprocess.Popen[bytes], family: list[Any]) -> None:
-    """Ends what is left of a run, at once."""
-    import psutil
-
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    for child in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    psutil.wait_procs(family, timeout=5)
-    process.wait()

@@ -25,6 +25,7 @@ from launch.runlog import tail
 
 REPO = Path(__file__).resolve().parent.parent
 TRAINING = 240  # seconds; only a hanging run needs as long
+ENDLESS: dict[str, Any] = {"epochs": 100_000, "arguments": {"save_steps": 900_000}}
 
 
 def rows(count: int) -> list[dict[str, Any]]:
@@ -61,6 +62,25 @@ def launch(*words: object) -> tuple[int, str, str]:
     process = start(*words)
     out, err = process.communicate(timeout=TRAINING)
     return process.returncode, out, err
+
+
+def training(process: subprocess.Popen[str], log: Path) -> list[Any]:
+    """The processes below a `bge-launch run`, once it has trained a step."""
+    import psutil
+
+    deadline = time.monotonic() + TRAINING
+    while not (log.exists() and "'loss'" in log.read_text("utf-8", "replace")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 3  # the supervisor, torchrun and its worker
+    return list(family)
+
+
+def alive(family: list[Any]) -> list[Any]:
+    import psutil
+
+    return [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -274,24 +294,16 @@ def test_a_failed_run_shows_the_cause_and_the_log(tmp_path: Path, models: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_every_process(tmp_path: Path, models: Path, number: signal.Signals) -> None:
-    import psutil
-
-    process = start("run", write(tmp_path, models / "bert", epochs=100_000, arguments={"save_steps": 900_000}))
-    log = tmp_path / "out" / "tuned" / "launch.log"
-    deadline = time.monotonic() + TRAINING
-    while not (log.exists() and "'loss'" in log.read_text("utf-8", "replace")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.2)
-    family = psutil.Process(process.pid).children(recursive=True)
-    assert len(family) >= 2  # torchrun and its worker
+    process = start("run", write(tmp_path, models / "bert", **ENDLESS))
+    family = training(process, tmp_path / "out" / "tuned" / "launch.log")
     process.send_signal(number)
     _, err = process.communicate(timeout=TRAINING)
     assert process.returncode == 128 + number
     step = re.search(r"checkpoint-(\d+) is complete: bge-launch resume", err)
     assert f"error: stopped by {number.name}" in err and step
-    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not alive(family)
     manifest = json.loads((tmp_path / "out" / "tuned" / "launch.json").read_text())
     assert (manifest["exit_code"], manifest["updates"], manifest["trained"]) == (128 + number, int(step[1]), False)
     assert not (tmp_path / "out" / ".tuned-base").exists()
