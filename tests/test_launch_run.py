@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,13 @@ def write(folder: Path, model: Path, count: int = 16, **keys: object) -> Path:
     return folder / "launch.yaml"
 
 
-def start(*words: object) -> subprocess.Popen[str]:
+def start(*words: object, nohup: bool = False) -> subprocess.Popen[str]:
+    """Args: nohup: as that command starts it, whatever the tests themselves run under."""
     command = [sys.executable, "-m", "launch.cli", *map(str, words)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
-    )
+    hangup = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+    out: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+    return subprocess.Popen(command, env=env, preexec_fn=hangup, **out)
 
 
 def launch(*words: object) -> tuple[int, str, str]:
@@ -296,8 +298,11 @@ def test_a_failed_run_shows_the_cause_and_the_log(tmp_path: Path, models: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_every_process(tmp_path: Path, models: Path, number: signal.Signals) -> None:
-    process = start("run", write(tmp_path, models / "bert", **ENDLESS))
+    nohup = number == signal.SIGTERM  # which then ignores a terminal that is gone
+    process = start("run", write(tmp_path, models / "bert", **ENDLESS), nohup=nohup)
     family = training(process, tmp_path / "out" / "tuned" / "launch.log")
+    if nohup:
+        process.send_signal(signal.SIGHUP)
     process.send_signal(number)
     _, err = process.communicate(timeout=TRAINING)
     assert process.returncode == 128 + number
