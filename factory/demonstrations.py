@@ -11,7 +11,7 @@ import yaml
 
 from factory.focus import sentence_with
 from factory.prompt_files import PROMPTS
-from factory.question_types import in_words
+from factory.question_types import called, in_words
 
 FILE = PROMPTS / "demonstration.yaml"
 # What is shown where every kind that is asked for is the user's own.
@@ -27,14 +27,18 @@ def demonstrations() -> dict[str, Any]:
 
 
 def demonstration(lang: str, types: Sequence[str], fields: Sequence[str], *, focused: bool = False) -> dict[str, str]:
-    """The prompts' variables of a demonstration of these kinds, each once; its answer is JSON with these fields.
+    """The prompts' variables of a demonstration of these kinds, each once; its answer is JSON with these fields, the
+    question's called as `question_types.called` has it.
 
     Args:
         focused: it is told for each kind which sentence the answer comes from.
     """
     shown = demonstrations()[lang]
     kinds = [kind for kind in dict.fromkeys(types) if kind in shown["questions"]] or list(OTHERWISE)
-    items = [{name: shown["questions"][kind][name] for name in fields} for kind in kinds]
+    items = [
+        {called(kind, lang) if name == "question" else name: shown["questions"][kind][name] for name in fields}
+        for kind in kinds
+    ]
     answers = [shown["questions"][kind]["answer"] for kind in kinds] if focused else []
     about = [sentence_with(answer, shown["passage"], lang) for answer in answers]
     return {

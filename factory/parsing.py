@@ -6,11 +6,20 @@ import json
 import re
 from typing import Any
 
+from factory.question_types import CALLED
 from factory.records import loads
 
 # Names that models give to the keys, beside the ones that they were asked for.
 NAMES = {
-    "question": ("question", "q", "query", "问题", "问", "提问"),
+    "question": (
+        "question",
+        "q",
+        "query",
+        "问题",
+        "问",
+        "提问",
+        *(c for kinds in CALLED.values() for c in kinds.values()),
+    ),
     "answer": ("answer", "a", "答案", "答", "回答"),
     "rephrased": ("rephrased", "rephrase", "paraphrase", "改写", "换一种问法"),
 }
@@ -70,13 +79,25 @@ def _in_json(text: str) -> list[dict[str, str]]:
         return _items(loads(body))
     except json.JSONDecodeError:
         pass
+    cut = not body.rstrip("` \n").endswith(("}", "]", "｝", "］"))
     for tried in (body, _ascii(body)):
-        found = _items(loads(str(repair_json(tried)) or "null"))
-        if found and "answer" not in found[-1] and not _asks(found[-1]["question"]):
+        value = loads(str(repair_json(tried)) or "null")
+        found = _items(value)
+        key, written = _last(value)
+        if found and cut and key not in NAMES["answer"] and not _asks(written):
             found.pop()  # the answer was cut off within this question
         if found:
             return found
     return []
+
+
+def _last(value: Any, key: str = "") -> tuple[str, str]:
+    """What was written last, and the key that it stands under."""
+    if isinstance(value, dict) and value:
+        return _last(*[(v, str(k)) for k, v in value.items()][-1])
+    if isinstance(value, list) and value:
+        return _last(value[-1], key)
+    return key.strip().lower(), str(value)
 
 
 def _ascii(body: str) -> str:

@@ -15,7 +15,7 @@ from factory.languages import HAN, language
 from factory.llm import Request
 from factory.prompt_files import PROMPTS, Prompt, read_prompt
 from factory.question_titles import own_titles, unnamed
-from factory.question_types import LONG, in_words, schedule
+from factory.question_types import LONG, called, in_words, schedule
 from factory.records import InputError, Passage
 from factory.settings_questions import GenerateConfig
 
@@ -94,20 +94,35 @@ def prompt_for(config: GenerateConfig, lang: str) -> Prompt:
     return prompt
 
 
-def schema(config: GenerateConfig, lang: str, prompt: Prompt, types: Sequence[str]) -> dict[str, Any]:
-    """The JSON schema of one answer: `questions_per_passage` items with the prompt's fields."""
+def fields_of(config: GenerateConfig, lang: str, prompt: Prompt) -> dict[str, int]:
+    """What the LLM writes for each question, in order, with the most characters of each."""
     fields = ["question", "rephrased", "answer"] if config.pairing == "question-question" else ["question", "answer"]
-    most: dict[str, int] = dict(prompt.header.fields) or {f: MAX_CHARACTERS[lang][f] for f in fields}  # type: ignore[arg-type]
-    room = {f: 2 * n if LONG in types and f != "answer" else n for f, n in most.items()}
-    item = {
-        "type": "object",
-        # the limits keep a small model from repeating itself until max_tokens
-        "properties": {f: {"type": "string", "minLength": 1, "maxLength": n} for f, n in room.items()},
-        "required": list(most),
-        "additionalProperties": False,
-    }
+    return dict(prompt.header.fields) or {f: MAX_CHARACTERS[lang][f] for f in fields}  # type: ignore[arg-type]
+
+
+def schema(config: GenerateConfig, lang: str, prompt: Prompt, types: Sequence[str]) -> dict[str, Any]:
+    """The JSON schema of one answer: `questions_per_passage` items with the prompt's fields.
+
+    Where the package's demonstration is shown, the question's field is called by its kind, as it is there.
+    """
+    room = {f: 2 * n if LONG in types and f != "answer" else n for f, n in fields_of(config, lang, prompt).items()}
+    shown = any("example_answer" in part.get_identifiers() for _, part in prompt.parts)
     count = config.questions_per_passage
-    items = {"type": "array", "items": item, "minItems": count, "maxItems": count}
+    names = [called(kind, lang) if shown else "question" for kind in types] or ["question"] * count
+
+    def item(question: str) -> dict[str, Any]:
+        fields = {question if f == "question" else f: n for f, n in room.items()}
+        return {
+            "type": "object",
+            # the limits keep a small model from repeating itself until max_tokens
+            "properties": {f: {"type": "string", "minLength": 1, "maxLength": n} for f, n in fields.items()},
+            "required": list(fields),
+            "additionalProperties": False,
+        }
+
+    # prefixItems without items: llama.cpp takes `items` for the whole array wherever it is there
+    of = {"items": item(names[0])} if len(set(names)) == 1 else {"prefixItems": [item(name) for name in names]}
+    items = {"type": "array", **of, "minItems": count, "maxItems": count}
     return {"type": "object", "properties": {"items": items}, "required": ["items"], "additionalProperties": False}
 
 
@@ -142,7 +157,7 @@ def requests_for(
         put = {name: WORDING[lang][name].format(text) if text else "" for name, text in words.items()}
         prompt = prompts[lang]
         shape = schema(config.generate, lang, prompt, turns[number])
-        fields = shape["properties"]["items"]["items"]["required"]
+        fields = list(fields_of(config.generate, lang, prompt))
         about = focus(crop(passage, config, 0), lang, len(turns[number]), passage.id) if config.generate.focus else []
         variables = {
             "passage": "",

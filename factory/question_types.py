@@ -30,6 +30,12 @@ TYPES = {
         "description": "describes the situation in two or three sentences and then asks",
     },
 }
+# What a question of such a kind is called in the LLM's answer. A small LLM that is only told the kind writes a plain question
+# nearly every time; the name of the field that it has to fill in is what it follows.
+CALLED = {
+    "zh": {"keyword": "关键词", "colloquial": "大白话提问", "description": "情况和提问"},
+    "en": {"keyword": "keywords", "colloquial": "everyday_question", "description": "situation_and_question"},
+}
 LONG = "description"  # the kind whose questions may be twice as long
 
 EASY, MEDIUM = 1, 5  # the last rank of the passage, under the base model, of a question that is called so
@@ -60,6 +66,11 @@ def schedule(config: GenerateConfig, passages: int) -> list[list[str]]:
             given[kind] += 1
             turns[-1].append(kind)
     return turns
+
+
+def called(kind: str, lang: str) -> str:
+    """The field of the LLM's answer that holds a question of this kind."""
+    return CALLED[lang].get(kind, "question")
 
 
 def in_words(types: Sequence[str], lang: str, about: Sequence[str] = ()) -> str:

@@ -21,6 +21,18 @@ READ = {
     "single quotes": ("{'items': [{'question': 'How hot?', 'answer': '90 °C'}]}", TWO[:1]),
     "cut off in the second item": (JSON[: JSON.index("How long") + 4], TWO[:1]),
     "cut off in the second answer": (JSON[: JSON.index("30 s") + 2], [TWO[0], TWO[1] | {"answer": "30"}]),
+    "cut off in the second question, after its answer": (
+        '{"items":[{"answer":"90 °C","question":"How hot?"},{"answer":"30 s","question":"How lo',
+        TWO[:1],
+    ),
+    "cut off in the second wording": (
+        '{"items":[{"question":"How hot?","rephrased":"How warm?"},{"question":"How long?","rephrased":"For wha',
+        [{"question": "How hot?", "rephrased": "How warm?"}],
+    ),
+    "a keyword query that is whole, and a comma too many": (
+        '{"items":[{"answer":"90 °C","keywords":"pump inlet temperature",},]}',
+        [{"question": "pump inlet temperature", "answer": "90 °C"}],
+    ),
     "Chinese quotes": ("{“items”:[{“question”:“怎么预热？”,“answer”:“先烘干”}]}", ONE),
     "Chinese quotes, colons and commas": ("{“items”：[{“question”：“怎么预热？”，“answer”：“先烘干”}]}", ONE),
     "full-width braces": ('｛"items"：［｛"question"："怎么预热？"，"answer"："先烘干"｝］｝', ONE),

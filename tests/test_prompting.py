@@ -7,7 +7,7 @@ import pytest
 
 from factory.askers import propose
 from factory.demonstrations import demonstrations
-from factory.generate import ask
+from factory.generate import ask, pairs_of
 from factory.llm import LLM
 from factory.prompt_files import PROMPTS, read_prompt
 from factory.prompting import VARIABLES, prompt_for, requests_for
@@ -17,7 +17,7 @@ from factory.questions import Answer, Question, read_user_questions
 from factory.records import InputError, Pair
 from factory.settings import LLMConfig
 from factory.settings_questions import GenerateConfig, QualityConfig
-from tests.test_generate import config, passage
+from tests.test_generate import answer, config, passage
 
 ENGLISH = "Dry the electrodes at 350 C for two hours."
 
@@ -103,9 +103,7 @@ def test_each_kind_that_is_asked_for_is_demonstrated_once():
     def example(types: list[str], pairing: str = "question-document") -> tuple[str, dict]:
         (request,) = requests_for([passage("a")], config(generate={"types": types, "pairing": pairing}))
         assert [role for role, _ in request.messages] == ["system", "user", "assistant", "user"]
-        items = json.loads(request.messages[2][1])["items"]
-        assert list(items[0]) == request.schema["properties"]["items"]["items"]["required"]
-        return request.messages[1][1], items
+        return request.messages[1][1], json.loads(request.messages[2][1])["items"]
 
     said, items = example(["keyword", "keyword", "comparison"], "question-question")
     assert "写2个问题，第1个只写几个搜索用的关键词，第2个问两样东西有什么区别" in said
@@ -113,6 +111,31 @@ def test_each_kind_that_is_asked_for_is_demonstrated_once():
     assert [i["rephrased"] for i in items] == [of["keyword"]["rephrased"], of["comparison"]["rephrased"]]
     _, items = example(["像老师考学生那样问"])
     assert [i["question"] for i in items] == [of["fact"]["question"], of["how-to"]["question"]]
+
+
+def test_a_kind_that_is_no_plain_question_is_asked_for_by_its_name(tmp_path):
+    """A small LLM that is told "only keywords" in words writes a question; the field's name is what it follows."""
+    kinds = ["fact", "keyword", "colloquial"]
+    for text, names in (
+        ("焊条使用前须烘干。", ["question", "关键词", "大白话提问"]),
+        (ENGLISH, ["question", "keywords", "everyday_question"]),
+    ):
+        (request,) = requests_for([passage("a", text)], config(generate={"types": kinds}))
+        shape = request.schema["properties"]["items"]
+        assert [item["required"] for item in shape["prefixItems"]] == [["answer", name] for name in names]
+        assert shape["minItems"] == shape["maxItems"] == 3 and "items" not in shape
+        shown = json.loads(request.messages[2][1])["items"]
+        assert [list(item) for item in shown] == [["answer", name] for name in names]
+        # what comes back so is read as questions, of the kinds that were asked for
+        pairs, dropped = pairs_of(passage("a", text), kinds, answer(request.messages[2][1]), config())
+        assert [(p.type, p.query) for p in pairs] == [(k, i[n]) for k, i, n in zip(kinds, shown, names, strict=True)]
+        assert not dropped
+    (request,) = requests_for([passage("a")], config(generate={"types": ["keyword"], "questions_per_passage": 2}))
+    assert request.schema["properties"]["items"]["items"]["required"] == ["answer", "关键词"]
+    # a prompt of one's own that demonstrates something else keeps its names
+    (tmp_path / "p.md").write_text("## system\nask\n## user\n${passage}\n")
+    (request,) = requests_for([passage("a")], config(generate={"types": kinds, "prompt": str(tmp_path / "p.md")}))
+    assert request.schema["properties"]["items"]["items"]["required"] == ["question", "answer"]
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,14 @@ def test_a_question_neither_says_its_answer_nor_asks_about_the_prompts_demonstra
     assert (broken[0] if broken else None) == reason
 
 
+def test_a_keyword_query_may_hold_its_answer():
+    """It looks for the passage, and has no other words than the passage's subject."""
+    asked = pair(0, target(0), "低氢焊条 当天用完 保温筒").model_copy(update={"answer": "当天用完"})
+    assert rule_broken(asked, passage(PASSAGE), QualityConfig())[0] == "answer-in-question"
+    query = asked.model_copy(update={"type": "keyword"})
+    assert rule_broken(query, passage(PASSAGE), QualityConfig()) is None
+
+
 def test_a_passage_about_the_demonstrations_subject_may_be_asked_about():
     text = passage("电热水器的内胆为搪瓷，保修八年。")
     assert rule_broken(pair(0, target(0), "电热水器内胆保几年？"), text, QualityConfig()) is None
