@@ -17,9 +17,12 @@ import pytest
 from factory.answers import AnswerStore
 from factory.asking import strip_thinking
 from factory.llm import LLM, Request
+from factory.prompting import requests_for
 from factory.records import InputError
 from factory.serve import ServerDied, serve
 from factory.settings import LLMConfig
+from tests.test_generate import config as config_with
+from tests.test_generate import passage
 
 SCHEMA = {
     "type": "object",
@@ -96,6 +99,16 @@ def test_one_request_at_a_time_gives_the_same_answers_in_any_order(tmp_path, ser
     first, _ = run(requests, config, tmp_path / "a")
     second, _ = run(requests[::-1], config, tmp_path / "b")
     assert [a.text for a in first] == [a.text for a in second[::-1]]
+
+
+def test_each_question_comes_under_the_name_of_its_kind(tmp_path, server):
+    types = ["keyword", "fact", "colloquial"]
+    texts = ["Dry the electrodes at 350 C for two hours.", "焊条使用前在350℃烘干两小时。"]
+    built = config_with(generate={"types": types, "max_tokens": 900})
+    answers, _ = run(requests_for([passage(t, t) for t in texts], built), server(context=2048), tmp_path)
+    for answer, names in zip(answers, (["keywords", "everyday_question"], ["关键词", "大白话提问"]), strict=True):
+        asked = [names[0], "question", names[1]]
+        assert [list(item) for item in json.loads(answer.text)["items"]] == [["answer", name] for name in asked]
 
 
 def test_a_run_that_was_stopped_asks_only_for_what_is_missing(tmp_path, server):

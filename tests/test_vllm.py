@@ -86,17 +86,6 @@ def test_the_answers_have_exactly_the_schema(tmp_path: Path, running: str) -> No
             assert all(0 < len(item[k]) <= MAX_CHARACTERS["en" if i < 2 else "zh"][k] for k in item)
 
 
-def test_each_question_has_the_name_of_its_kind(tmp_path: Path, running: str) -> None:
-    kinds = ["keyword", "fact", "colloquial"]
-    answers, usage = run(
-        tmp_path, running, generation([ENGLISH.format(8), CHINESE.format(8)], types=kinds, max_tokens=1500)
-    )
-    assert (usage.sent, usage.failed) == (2, 0)
-    for names, answer in zip((("keywords", "everyday_question"), ("关键词", "大白话提问")), answers, strict=True):
-        asked = [*names[:1], "question", *names[1:]]
-        assert [list(item) for item in json.loads(answer.text)["items"]] == [["answer", name] for name in asked]
-
-
 def test_a_judges_probabilities_come(tmp_path: Path, running: str) -> None:
     request = Request((("user", "Is water wet? Yes or no."),), max_tokens=1, temperature=0, seed=1, top_logprobs=5)
     (answer,), _ = run(tmp_path, running, [request])
