@@ -15,7 +15,7 @@ from factory.languages import HAN, language
 from factory.llm import Request
 from factory.prompt_files import PROMPTS, Prompt, read_prompt
 from factory.question_titles import own_titles, unnamed
-from factory.question_types import LONG, called, in_words, schedule
+from factory.question_types import ROOM, called, in_words, schedule
 from factory.records import InputError, Passage
 from factory.settings_questions import GenerateConfig
 
@@ -105,13 +105,13 @@ def schema(config: GenerateConfig, lang: str, prompt: Prompt, types: Sequence[st
 
     Where the package's demonstration is shown, the question's field is called by its kind, as it is there.
     """
-    room = {f: 2 * n if LONG in types and f != "answer" else n for f, n in fields_of(config, lang, prompt).items()}
-    shown = any("example_answer" in part.get_identifiers() for _, part in prompt.parts)
-    count = config.questions_per_passage
-    names = [called(kind, lang) if shown else "question" for kind in types] or ["question"] * count
+    most, count = fields_of(config, lang, prompt), config.questions_per_passage
+    kinds = [(called(kind, lang), ROOM.get(kind, 1.0)) for kind in types] or [("question", 1.0)] * count
+    if not any("example_answer" in part.get_identifiers() for _, part in prompt.parts):
+        kinds = [("question", max(1.0, *(share for _, share in kinds)))] * count
 
-    def item(question: str) -> dict[str, Any]:
-        fields = {question if f == "question" else f: n for f, n in room.items()}
+    def item(question: str, share: float) -> dict[str, Any]:
+        fields = {question if f == "question" else f: n if f == "answer" else int(share * n) for f, n in most.items()}
         return {
             "type": "object",
             # the limits keep a small model from repeating itself until max_tokens
@@ -121,7 +121,7 @@ def schema(config: GenerateConfig, lang: str, prompt: Prompt, types: Sequence[st
         }
 
     # prefixItems without items: llama.cpp takes `items` for the whole array wherever it is there
-    of = {"items": item(names[0])} if len(set(names)) == 1 else {"prefixItems": [item(name) for name in names]}
+    of = {"items": item(*kinds[0])} if len(set(kinds)) == 1 else {"prefixItems": [item(*kind) for kind in kinds]}
     items = {"type": "array", **of, "minItems": count, "maxItems": count}
     return {"type": "object", "properties": {"items": items}, "required": ["items"], "additionalProperties": False}
 

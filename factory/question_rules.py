@@ -70,6 +70,7 @@ EMPTY = {
     ),
 }
 LEAST = {"zh": 2, "en": 3}  # characters that must be left
+LOOP = 8  # words (Chinese: character bigrams) from which half of them may not be repeats: the LLM ran in a circle
 YES_NO = re.compile(
     r"(不|没|没有|未|应当?|已经?)*(是|否|能|会|有|对|需要|同意|支持|应该|应当|愿意|属于|构成|可以|有效|无效|成立|合法|正确|认可)?的?|yes|no|true|false"
 )
@@ -100,6 +101,9 @@ def _broken(pair: Pair, passage: Passage, config: QualityConfig) -> Iterator[tup
     lang = language(passage.text)
     if not config.min_characters <= len(query) <= config.max_characters:
         yield "length", f"{len(query)} characters, expected {config.min_characters} to {config.max_characters}"
+    words = tokens(query)
+    if len(words) >= LOOP and len(set(words)) <= len(words) / 2:
+        yield "repeats-itself", f"{len(set(words))} different words in {len(words)}"
     if language(query) != lang:
         yield "wrong-language", f"{language(query)}, expected {lang}"
     if found := DANGLING[lang].search(query):

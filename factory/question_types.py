@@ -36,7 +36,7 @@ CALLED = {
     "zh": {"keyword": "关键词", "colloquial": "大白话提问", "description": "情况和提问"},
     "en": {"keyword": "keywords", "colloquial": "everyday_question", "description": "situation_and_question"},
 }
-LONG = "description"  # the kind whose questions may be twice as long
+ROOM = {"description": 2.0, "keyword": 0.5}  # of the characters that a question may have
 
 EASY, MEDIUM = 1, 5  # the last rank of the passage, under the base model, of a question that is called so
 

@@ -76,6 +76,7 @@ class GenerateConfig(Part):
 Difficulty = Literal["easy", "medium", "hard"]
 RuleName = Literal[
     "length",
+    "repeats-itself",
     "wrong-language",
     "dangling-reference",
     "statement",
@@ -92,7 +93,7 @@ class QualityConfig(Part):
 
     skip: list[RuleName] = Field(
         default_factory=list,
-        description="rules that are not applied: length, wrong-language, dangling-reference (本文, this study), statement, "
+        description="rules that are not applied: length, repeats-itself, wrong-language, dangling-reference (本文, this study), statement, "
         "no-subject (为什么它会裂？), copied, answer-not-in-passage, answer-in-question, from-the-demonstration (a subject of the "
         "prompt's demonstration that the passage does not have)",
     )

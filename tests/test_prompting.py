@@ -124,6 +124,10 @@ def test_a_kind_that_is_no_plain_question_is_asked_for_by_its_name(tmp_path):
         shape = request.schema["properties"]["items"]
         assert [item["required"] for item in shape["prefixItems"]] == [["answer", name] for name in names]
         assert shape["minItems"] == shape["maxItems"] == 3 and "items" not in shape
+        question, keywords, _ = (
+            item["properties"][n]["maxLength"] for item, n in zip(shape["prefixItems"], names, strict=True)
+        )
+        assert keywords == question / 2
         shown = json.loads(request.messages[2][1])["items"]
         assert [list(item) for item in shown] == [["answer", name] for name in names]
         # what comes back so is read as questions, of the kinds that were asked for

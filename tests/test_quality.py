@@ -127,6 +127,22 @@ def test_a_question_neither_says_its_answer_nor_asks_about_the_prompts_demonstra
     assert (broken[0] if broken else None) == reason
 
 
+@pytest.mark.parametrize(
+    ("query", "broken"),
+    [
+        ("焊条 烘干 焊条 烘干 焊条 烘干 焊条 烘干 焊条 烘干", True),
+        ("低氢焊条和酸性焊条的烘干温度和烘干时间各是多少？", False),
+        ("electrode drying electrode drying temperature electrode drying", False),  # too short to tell
+        ("wing span 15 feet wing span 15 feet wing span 15 feet", True),
+        ("What is the drying temperature, and what the drying time, of a low hydrogen electrode?", False),
+    ],
+)
+def test_a_query_that_runs_in_a_circle_goes(query, broken):
+    text = passage(PASSAGE if query[0] > "z" else "Dry low hydrogen electrodes for two hours.")
+    found = rule_broken(pair(0, target(0), query), text, QualityConfig())
+    assert (found is not None and found[0] == "repeats-itself") == broken
+
+
 def test_a_keyword_query_may_hold_its_answer():
     """It looks for the passage, and has no other words than the passage's subject."""
     asked = pair(0, target(0), "低氢焊条 当天用完 保温筒").model_copy(update={"answer": "当天用完"})
