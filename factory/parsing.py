@@ -9,17 +9,10 @@ from typing import Any
 from factory.question_types import CALLED
 from factory.records import loads
 
+KINDS = [name for names in CALLED.values() for name in names.values()]
 # Names that models give to the keys, beside the ones that they were asked for.
 NAMES = {
-    "question": (
-        "question",
-        "q",
-        "query",
-        "问题",
-        "问",
-        "提问",
-        *(c for kinds in CALLED.values() for c in kinds.values()),
-    ),
+    "question": ("question", "q", "query", "问题", "问", "提问", *KINDS),
     "answer": ("answer", "a", "答案", "答", "回答"),
     "rephrased": ("rephrased", "rephrase", "paraphrase", "改写", "换一种问法"),
 }
