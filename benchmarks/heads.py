@@ -7,6 +7,8 @@ RUN is a finished build on the collection (benchmarks/collection.py makes one). 
 is the identity, so that it compares the encoder's own tokens; the sparse head is a ridge regression from the encoder's vector of a
 token to that token's BM25 idf in RUN's passages, scaled so that a training question and its own passage have OWN on average. Both
 are measured as they start and after the training. Resumable: a model that is trained is not trained again.
+The trainer's sparse head fills [passages of a step, tokens, words of the vocabulary]: with e5-small's 250,037 words 20 passages of
+256 tokens take 15 GiB, 40 did not fit 24.
 """
 
 from __future__ import annotations

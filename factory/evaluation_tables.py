@@ -9,6 +9,8 @@ from factory.evaluation import BM25, Change, Difference, Evaluation, is_variant
 if TYPE_CHECKING:
     from rich.table import Table
 
+WITH_INTERVALS = 2  # later models beside the first, in a table of every k; three would not fit 110 columns
+
 
 def render(e: Evaluation, *, detailed: bool = True) -> list[Table]:
     """`overview`, `variants` where there are some, and `details` of the dense models. In percent and points."""
@@ -47,24 +49,33 @@ def overview(e: Evaluation) -> Table:
 
 
 def details(e: Evaluation) -> Table:
-    """Every metric@k down; BM25, the first model, and each later one with its difference across; dense."""
+    """Every metric@k down; BM25 and the models across, dense.
+
+    Each later model has its difference beside it; with more than WITH_INTERVALS of them there is room for a mark only.
+    """
     from rich.text import Text
 
-    models = list(e.models)
+    first, *later = e.models
     value = {r.model: r.metrics for r in e.rows if r.mode in ("", "dense")}
     change = {d.model: d.metrics for d in e.differences if d.mode == "dense"}
-    table = _table(f"{e.name}: dense, every k", "in percent; differences in points, with 95 % interval")
+    marked = len(later) > WITH_INTERVALS
+    caption = f"* surely other than {first} (95 % interval)" if marked else "differences in points, with 95 % interval"
+    table = _table(f"{e.name}: dense, every k", f"in percent; {caption}")
     table.add_column("metric", no_wrap=True)
-    for name in (BM25, *models[:1]):
-        table.add_column(name, justify="right")
-    for name in models[1:]:
-        table.add_column(name, justify="right")
-        table.add_column(f"− {models[0]}", justify="right", no_wrap=True)
+    for name in (BM25, first):
+        table.add_column(name, justify="right", overflow="fold")
+    for name in later:
+        table.add_column(name, justify="right", overflow="fold")
+        if not marked:
+            table.add_column(f"− {first}", justify="right", no_wrap=True)
     for metric in value[BM25]:
-        cells: list[Any] = [Text(metric), *(f"{100 * value[m][metric]:.1f}" for m in (BM25, *models[:1]))]
-        for name in models[1:]:
-            c = change.get(name, {}).get(metric)
-            cells += [f"{100 * value[name][metric]:.1f}", shown(c) if c else "–"]
+        cells: list[Any] = [Text(metric), *(f"{100 * value[m][metric]:.1f}" for m in (BM25, first))]
+        for name in later:
+            c, percent = change.get(name, {}).get(metric), f"{100 * value[name][metric]:.1f}"
+            if marked:
+                cells.append(Text(f"{percent}{'*' if c and _sure(c) else ' '}", style=_style(c) if c else ""))
+            else:
+                cells += [percent, shown(c) if c else "–"]
         table.add_row(*cells, end_section=metric.endswith(f"@{e.cutoffs[-1]}"))
     return table
 
@@ -91,8 +102,15 @@ def shown(c: Change) -> Any:
     """In points; green above zero, red below."""
     from rich.text import Text
 
-    style = "green" if c.low > 0 else "red" if c.high < 0 else ""
-    return Text(f"{100 * c.value:+.1f} [{100 * c.low:+.1f}, {100 * c.high:+.1f}]", style=style)
+    return Text(f"{100 * c.value:+.1f} [{100 * c.low:+.1f}, {100 * c.high:+.1f}]", style=_style(c))
+
+
+def _style(c: Change) -> str:
+    return "green" if c.low > 0 else "red" if c.high < 0 else ""
+
+
+def _sure(c: Change) -> bool:
+    return c.low > 0 or c.high < 0
 
 
 def p_value(c: Change) -> str:

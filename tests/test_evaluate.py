@@ -12,6 +12,7 @@ import pytest
 
 from factory import metrics
 from factory.evaluate import Evaluation, evaluate, read_eval_set
+from factory.evaluation import Change
 from factory.evaluation_tables import render
 from factory.records import InputError, read_lines
 from factory.search import colbert_scores, search, search_bm25
@@ -124,6 +125,21 @@ def test_m3_is_measured_in_its_four_modes_and_the_tables_fit_110_columns(tmp_pat
     text = printed(result)
     assert all(word in text for word in (*modes, "ndcg@10", "hit_rate@1", "[+0.0, +0.0]", "BM25"))
     assert "…" not in text
+
+
+def test_many_models_stand_side_by_side_by_name_and_a_sure_difference_is_marked(tmp_path: Path) -> None:
+    folder, model = write_set(tmp_path / "eval", GOOD), make_tiny_bert(tmp_path / "model")
+    config = ModelConfig(path=str(model), device="cpu")
+    names = ["base", "plain", "judged", "windowed", "hybrid-2", "关键词"]
+    result = evaluate(folder, [(name, config) for name in names], cutoffs=(1, 3))
+    of = {d.model: d.metrics for d in result.differences if d.mode == "dense"}
+    of["judged"]["ndcg@3"] = Change(value=0.05, low=0.01, high=0.09)
+    of["hybrid-2"]["ndcg@3"] = Change(value=0.05, low=-0.01, high=0.09)
+    table = printed(result, 90).split("every k")[1]
+    assert "…" not in table and all(name in table for name in names)
+    row = next(line.split() for line in table.splitlines() if "ndcg@3" in line)
+    assert [cell.endswith("*") for cell in row[1:]] == [name == "judged" for name in ("BM25", *names)]
+    assert "surely other than base" in table
 
 
 def test_colbert_and_the_sum_are_flagembeddings_own_scores(tmp_path: Path) -> None:
