@@ -67,7 +67,7 @@ def main() -> None:
         call("launch.cli", "run", a.out / "launch.yaml")
     models = ["--model", f"start={start}", "--model", f"tuned={a.out / 'tuned'}"]
     options = [f"--query-instruction={a.query_instruction}", f"--passage-instruction={a.passage_instruction}"]
-    call("factory.cli", "evaluate", a.collection, *models, *options, f"--weights={a.weights}")
+    call("factory.cli", "evaluate", a.collection, *models, *options, f"--weights={a.weights}", "--out", a.out)
 
 
 def with_heads(
