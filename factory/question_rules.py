@@ -27,7 +27,10 @@ DANGLING = {
         r"examin|investigat|propos|suggest)\w*|\bin the (paper|study)\b(?= *[?.,;]| (about|on)\b| *$)"
         # whose, and which one? "the tests of the pump" and "the scientists at CERN" say it
         r"|\bthe (scientist|researcher|investigator|experimenter)s?\b(?! (of|at|in|from|who)\b)"
-        r"|\b(in|during|by) (the|this) (experiment|investigation|research|tests?|analysis)\b(?= *[?.,;]| *$)",
+        r"|\b(in|during|by) (the|this) (experiment|investigation|research|tests?|analysis)\b(?= *[?.,;]| *$)"
+        # in this situation, of these wings: nothing before it says which
+        r"|^[^,.;:?!]*\b(about|at|by|for|from|in|of|on|to|under|with) (this|these) (?!(kind|type|sort|case|way|time|day|morning|week|month|season|"
+        r"year|decade|century)s?\b)[a-z]\w*",
         re.I,
     ),
 }
