@@ -146,8 +146,10 @@ async def ask_all(
                 item.tries += not e.busy
                 if item.tries > config.retries and not lane.down:
                     end(item, failure(f"{item.tries} tries, the last: {e}"))
-                else:
+                elif e.busy:
                     work.appendleft(item)
+                else:
+                    work.append(item)  # another one tells whether it is the server or this request
                 if all(other.down for other in lanes):
                     raise ServerDied(_dead(lanes, config.retries)) from e
             else:

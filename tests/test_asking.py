@@ -67,11 +67,14 @@ def test_one_request_in_five_fails_and_all_are_answered(tmp_path: Path, start: A
     assert (usage.from_disk, usage.sent) == (30, 0) and again == answers
 
 
-def test_what_one_request_does_to_the_server_is_that_requests_failure(tmp_path: Path, start: Any) -> None:
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_what_one_request_does_to_the_server_is_that_requests_failure(
+    tmp_path: Path, start: Any, concurrency: int
+) -> None:
     """Its neighbours pass, so the server is well. The next run asks for it alone."""
     ill = {"yes": True}
     server = start(lambda h, n, p: h.say(500, b"boom") if p == "q7" and ill["yes"] else h.good(p))
-    answers, usage = run(tmp_path, server.url, 40, concurrency=3, retries=3)
+    answers, usage = run(tmp_path, server.url, 40, concurrency=concurrency, retries=3)
     assert [i for i, a in enumerate(answers) if a.failure] == [7]
     assert "4 tries, the last: HTTP 500: boom" in answers[7].failure and usage.failed == 1
     ill["yes"] = False
