@@ -73,7 +73,8 @@ def details(e: Evaluation) -> Table:
         for name in later:
             c, percent = change.get(name, {}).get(metric), f"{100 * value[name][metric]:.1f}"
             if marked:
-                cells.append(Text(f"{percent}{'*' if c and _sure(c) else ' '}", style=_style(c) if c else ""))
+                style = _style(c) if c else ""
+                cells.append(Text(percent + ("*" if style else " "), style=style))
             else:
                 cells += [percent, shown(c) if c else "–"]
         table.add_row(*cells, end_section=metric.endswith(f"@{e.cutoffs[-1]}"))
@@ -106,11 +107,8 @@ def shown(c: Change) -> Any:
 
 
 def _style(c: Change) -> str:
+    """Empty where the interval holds zero."""
     return "green" if c.low > 0 else "red" if c.high < 0 else ""
-
-
-def _sure(c: Change) -> bool:
-    return c.low > 0 or c.high < 0
 
 
 def p_value(c: Change) -> str:
