@@ -1,7 +1,8 @@
 """Many requests to one or several OpenAI-compatible servers at once. Every request ends with an answer or a reason.
 
 A server that fails is left alone for a growing while and then tried with one request; the others go on. A request that
-fails where its neighbours pass is given up after `retries` tries. 429 and 503 make the window of that server smaller.
+fails where its neighbours pass is given up after `retries` tries, and where there are none left, one of ours of one
+token tells whether the server is well. 429 and 503 make the window of that server smaller.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ PAUSE, LONGEST = 0.5, 30.0  # seconds after a server's first failure, doubled wi
 REFUSED = (400, 409, 413, 415, 422)  # about this one request; other 4xx are about all of them
 BUSY = (429, 503)
 TRUST = 5  # refusals at the very beginning, after which the server is asked no more
+PATIENCE = 20  # requests given up in a row, after which it is the server that cannot
 LOOK = 2.0  # seconds between two looks at a server's load
 START, MOST = 16, 512  # the window of `concurrency: auto`, at first and at most
+KNOCK = {"messages": [{"role": "user", "content": "1 + 1 ="}], "max_tokens": 1, "temperature": 0}
 THINK = re.compile(r"<think>.*?(</think>|\Z)", re.S)
 _LOAD = re.compile(r"^vllm:num_requests_(running|waiting)(?:\{[^\n]*\})? ([0-9.e+]+)$", re.M)
 Finished = Callable[[str, Answer], None]
@@ -42,6 +45,7 @@ class _Item:
     key: str
     body: dict[str, Any]
     tries: int = 0
+    blamed: bool = False  # the server answers, but not this
 
 
 class _Passing(Exception):
@@ -110,6 +114,7 @@ async def ask_all(
         return
     finished = asyncio.Event()
     first, most = (START, MOST) if config.concurrency == "auto" else (config.concurrency, config.concurrency)
+    given_up = 0  # in a row, since the last answer
     tasks: set[asyncio.Task[None]] = set()
     failed: list[BaseException] = []
     async with AsyncExitStack() as opened:
@@ -136,17 +141,21 @@ async def ask_all(
                 finished.set()
 
         async def attempt(lane: _Lane, item: _Item) -> None:
+            nonlocal given_up
             started = time.monotonic()
             try:
                 answer = await _ask(lane, item.body)
             except _Passing as e:
                 if gone := lane.endpoint.gone():
                     raise ServerDied(gone) from e
+                if lane.failures == config.retries and given_up < PATIENCE and await _answers(lane):
+                    lane.failures, item.blamed = 0, True
                 lane.bad(e, config.retries, started)
                 item.tries += not e.busy
                 if item.tries > config.retries and not lane.down:
+                    given_up += 1
                     end(item, failure(f"{item.tries} tries, the last: {e}"))
-                elif e.busy:
+                elif e.busy or item.blamed:
                     work.appendleft(item)
                 else:
                     work.append(item)  # another one tells whether it is the server or this request
@@ -154,6 +163,7 @@ async def ask_all(
                     raise ServerDied(_dead(lanes, config.retries)) from e
             else:
                 lane.good()
+                given_up = 0
                 end(item, answer)
             finally:
                 lane.under_way -= 1
@@ -197,6 +207,14 @@ async def ask_all(
 def failure(reason: str) -> Answer:
     """What stands where an answer is missing; it is not stored, so that the next run asks again."""
     return Answer(text="", finish="", prompt_tokens=0, completion_tokens=0, seconds=0, failure=reason)
+
+
+async def _answers(lane: _Lane) -> bool:
+    """Whether the server answers at all: if so, what it failed at is to blame."""
+    try:
+        return not (await _ask(lane, KNOCK)).failure
+    except (_Passing, InputError):
+        return False
 
 
 async def _ask(lane: _Lane, body: dict[str, Any]) -> Answer:

@@ -71,15 +71,42 @@ def test_one_request_in_five_fails_and_all_are_answered(tmp_path: Path, start: A
 def test_what_one_request_does_to_the_server_is_that_requests_failure(
     tmp_path: Path, start: Any, concurrency: int
 ) -> None:
-    """Its neighbours pass, so the server is well. The next run asks for it alone."""
+    """Its neighbours pass, so the server is well. The next run asks for it alone: a run must not end there for ever."""
     ill = {"yes": True}
     server = start(lambda h, n, p: h.say(500, b"boom") if p == "q7" and ill["yes"] else h.good(p))
-    answers, usage = run(tmp_path, server.url, 40, concurrency=concurrency, retries=3)
-    assert [i for i, a in enumerate(answers) if a.failure] == [7]
-    assert "4 tries, the last: HTTP 500: boom" in answers[7].failure and usage.failed == 1
+    for sent in (40, 1):
+        answers, usage = run(tmp_path, server.url, 40, concurrency=concurrency, retries=3)
+        assert [i for i, a in enumerate(answers) if a.failure] == [7] and usage.sent == sent
+        assert "4 tries, the last: HTTP 500: boom" in answers[7].failure and usage.failed == 1
     ill["yes"] = False
     answers, usage = run(tmp_path, server.url, 40)
     assert whole(answers, 40) and (usage.from_disk, usage.sent) == (39, 1)
+
+
+def test_some_requests_that_a_server_fails_at_are_given_up_whenever_they_come(tmp_path: Path, start: Any) -> None:
+    """They end up at the end of the line, with nothing between them that would tell that the server is well."""
+    ill = {f"q{i}" for i in range(0, 40, 5)}
+    server = start(lambda h, n, p: h.say(500, b"boom") if p in ill else h.good(p))
+    for sent in (40, 8):
+        answers, usage = run(tmp_path, server.url, 40, concurrency=2, retries=3)
+        assert (usage.sent, usage.failed) == (sent, 8)
+        assert {f"q{i}" for i, a in enumerate(answers) if a.failure} == ill
+
+
+def test_a_server_that_answers_us_and_none_of_the_requests_is_not_asked_for_all_of_them(
+    tmp_path: Path, start: Any
+) -> None:
+    ill = {"yes": True}
+    server = start(lambda h, n, p: h.say(500, b"no grammar") if p.startswith("q") and ill["yes"] else h.good(p))
+    with pytest.raises(InputError, match="none of the first 5 answers: 3 tries, the last: HTTP 500: no grammar"):
+        run(tmp_path, server.url, 100, concurrency=4, retries=2)
+    assert len(server.seen) < 50  # without a limit it is 300 and more
+    ill["yes"] = False
+    assert whole(run(tmp_path, server.url, 10)[0], 10)
+    ill["yes"] = True
+    with pytest.raises(ServerDied, match="HTTP 500: no grammar"):
+        run(tmp_path, server.url, 100, concurrency=4, retries=2)
+    assert len(server.seen) < 200
 
 
 def test_a_refused_request_is_not_sent_again_and_the_others_go_on(tmp_path: Path, start: Any) -> None:
