@@ -40,7 +40,7 @@ def main() -> None:
     p = training_parser(__doc__, passage_max_length=512, group_size=8, batch_size=4)
     p.add_argument("--run", type=Path, required=True)
     p.add_argument("--epochs", type=float, default=1)
-    p.add_argument("--weights", default="0.4,0.2,0.4", help="of dense, sparse and ColBERT in the sum")
+    p.add_argument("--weights", nargs="+", default=["0.4,0.2,0.4"], help="of dense, sparse and ColBERT, for each sum")
     a = parse(p)
     start = a.out.resolve() / "start"
     if not start.is_dir():
@@ -67,7 +67,16 @@ def main() -> None:
         call("launch.cli", "run", a.out / "launch.yaml")
     models = ["--model", f"start={start}", "--model", f"tuned={a.out / 'tuned'}"]
     options = [f"--query-instruction={a.query_instruction}", f"--passage-instruction={a.passage_instruction}"]
-    call("factory.cli", "evaluate", a.collection, *models, *options, f"--weights={a.weights}", "--out", a.out)
+    call(
+        "factory.cli",
+        "evaluate",
+        a.collection,
+        *models,
+        *options,
+        *(f"--weights={w}" for w in a.weights),
+        "--out",
+        a.out,
+    )
 
 
 def with_heads(

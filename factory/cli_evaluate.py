@@ -40,7 +40,13 @@ def evaluate(
     modes: Annotated[
         str, typer.Option(help="of what a model has; fusion: dense with BM25. ColBERT and the sum take the longest")
     ] = "dense,sparse,colbert,sum,fusion",
-    weights: Annotated[str, typer.Option(help="of dense, sparse and ColBERT in m3's sum")] = "0.4,0.2,0.4",
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="of dense, sparse and ColBERT in m3's sum (0.4,0.2,0.4); given again, a further sum in the same pass. "
+            "Choose on a run's dev set, believe what its eval set says"
+        ),
+    ] = None,
     dim: Annotated[
         str, typer.Option(help="measure vectors cut to these lengths, too: 64,256 (for models trained to bear it)")
     ] = "",
@@ -120,7 +126,7 @@ def evaluate(
         cutoffs=tuple(sorted(set(_numbers(cutoffs, "--cutoffs")))),
         modes=tuple(m.strip() for m in modes.split(",") if m.strip()),
         dims=tuple(sorted(set(_numbers(dim, "--dim")))),
-        weights=_weights(weights),
+        weights=tuple(map(_weights, weights or ["0.4,0.2,0.4"])),
         instructions=instructions,  # type: ignore[arg-type]
     )
     models = [_named_model(given, told, run_folder) for given in model]

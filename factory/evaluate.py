@@ -44,14 +44,14 @@ class Options:
         cutoffs: the k of recall@k, precision@k, mrr@k, ndcg@k, map@k, hit_rate@k.
         modes: of `MODES`, as far as a model has them; dense is always measured. fusion: dense with BM25.
         dims: lengths to which dense vectors are cut, beside the full one.
-        weights: of dense, sparse and ColBERT in the sum.
+        weights: of dense, sparse and ColBERT in the sum; further ones are further modes (sum@0.2,0.6,0.2).
         instructions: queries with their instruction, without, or both.
     """
 
     cutoffs: tuple[int, ...] = CUTOFFS
     modes: tuple[str, ...] = MODES
     dims: tuple[int, ...] = ()
-    weights: tuple[float, float, float] = (0.4, 0.2, 0.4)
+    weights: tuple[tuple[float, float, float], ...] = ((0.4, 0.2, 0.4),)
     instructions: Literal["given", "none", "both"] = "given"
 
     def check(self, models: Sequence[tuple[str, ModelConfig]]) -> None:
@@ -64,8 +64,10 @@ class Options:
             raise InputError(f"cutoffs must be 1 or more, got {list(self.cutoffs)}", fix="e.g. 1,3,6,10")
         if unknown := [m for m in self.modes if m not in MODES]:
             raise InputError(f"there is no mode {unknown[0]!r}, only {', '.join(MODES)}", where="--modes")
-        if min(self.weights) < 0 or not sum(self.weights):
-            raise InputError(f"weights must be 0 or more, and not all 0; got {self.weights}", where="--weights")
+        if wrong := [w for w in self.weights if min(w) < 0 or not sum(w)]:
+            raise InputError(f"weights must be 0 or more, and not all 0; got {wrong[0]}", where="--weights")
+        if len(set(self.weights)) < len(self.weights):
+            raise InputError(f"the same weights twice: {self.weights}", where="--weights")
         if self.instructions == "both" and not any(c.query_instruction for _, c in models):
             raise InputError("no model has a query instruction to leave out", fix="give --query-instruction")
 

@@ -25,8 +25,8 @@ class Row(Part):
     """One system's means over the queries, each in [0, 1].
 
     Attributes:
-        mode: dense, sparse, colbert, sum; dense@64 for cut vectors; dense+BM25 for their fusion; with /no-instruction
-            behind it for queries encoded without theirs. Empty for BM25.
+        mode: dense, sparse, colbert, sum; sum@0.2,0.6,0.2 with further weights; dense@64 for cut vectors; dense+BM25 for
+            their fusion; with /no-instruction behind it for queries encoded without theirs. Empty for BM25.
     """
 
     model: str
@@ -179,7 +179,7 @@ def label(model: str, mode: str) -> str:
 
 def is_variant(mode: str) -> bool:
     """Cut vectors, or queries without their instruction: what a reader chose to compare within a model."""
-    return "@" in mode or mode.endswith(BARE)
+    return mode.startswith("dense@") or mode.endswith(BARE)
 
 
 def plain_mode(mode: str) -> str:

@@ -20,6 +20,7 @@ DEPTH = 100  # results kept for a query
 # m3: ColBERT and the sum rank the union of the dense and the sparse first 200. FlagEmbedding's evaluation of bge-m3 on
 # MLDR ranks the dense first 200 only; where a corpus has no more, the two are the same.
 POOL = 200
+Weights = tuple[float, float, float]  # of dense, sparse and ColBERT in a sum
 SUM = (0.4, 0.2, 0.4)  # dense, sparse, ColBERT: weights_for_different_modes in the usage example of bge-m3's model card
 QUERIES = 512  # queries whose words are searched at once, and whose token vectors are scored at once against a passage
 PASSAGES = 32 * BLOCK  # passages encoded and searched at once: 32 MB of vectors at d = 1024
@@ -82,6 +83,15 @@ def query_modes(encoder: Encoder, modes: Collection[str]) -> tuple[Mode, ...]:
     return ("sum",) if {"colbert", "sum"} & set(modes) else ("dense", "sparse")
 
 
+def sum_names(weights: Sequence[Weights]) -> list[str]:
+    """The modes that the weights make.
+
+    >>> sum_names([(0.4, 0.2, 0.4), (0.2, 0.6, 0.2)])
+    ['sum', 'sum@0.2,0.6,0.2']
+    """
+    return ["sum" if i == 0 else "sum@" + ",".join(f"{w:g}" for w in of) for i, of in enumerate(weights)]
+
+
 def search(
     encoder: Encoder,
     queries: Encoded,
@@ -90,7 +100,7 @@ def search(
     *,
     modes: Collection[str] = ("dense", "sparse", "colbert", "sum"),
     dims: Sequence[int] = (),
-    weights: tuple[float, float, float] = SUM,
+    weights: Sequence[Weights] = (SUM,),
 ) -> dict[str, Found]:
     """A ranking for each of `modes` that the encoder has; `dense` always, and `dense@64` for each of `dims`.
 
@@ -100,7 +110,7 @@ def search(
     Args:
         queries: encoded with `query_modes`.
         dims: lengths to which the dense vectors are cut.
-        weights: of dense, sparse and ColBERT in the sum.
+        weights: of dense, sparse and ColBERT in the sum; further ones give sum@0.2,0.6,0.2 and so on.
 
     Raises:
         InputError: a length in `dims` is not below that of the model's vectors.
@@ -139,7 +149,8 @@ def search(
         pairs = zip(best["dense"].found.rows[:, :POOL], best["sparse"].found.rows[:, :POOL], strict=True)
         pools = [pool[pool >= 0] for pool in (np.union1d(d, s) for d, s in pairs)]
         scores_of = _pool_scores(encoder, queries, passages, pools, weights)
-        found |= {mode: _ranked(pools, scores_of[mode], k) for mode in pooled}
+        kept = [m for m in scores_of if m.partition("@")[0] in pooled]
+        found |= {mode: _ranked(pools, scores_of[mode], k) for mode in kept}
     return found
 
 
@@ -160,14 +171,14 @@ def _pool_scores(
     queries: Encoded,
     passages: Sequence[str],
     pools: Sequence[np.ndarray],
-    weights: tuple[float, float, float],
+    weights: Sequence[Weights],
 ) -> dict[str, list[np.ndarray]]:
-    """For each query ColBERT's scores of its pool, and the weighted sums. Each passage is encoded once, and forgotten."""
+    """For each query ColBERT's scores of its pool, and each weighted sum. Each passage is encoded once, and forgotten."""
     assert queries.colbert is not None and queries.sparse is not None
     sizes = [len(pool) for pool in pools]
     query_of = np.repeat(np.arange(len(pools)), sizes)
     passage_of = np.concatenate(pools).astype(np.int64)
-    late, total = np.zeros(len(query_of), np.float32), np.zeros(len(query_of), np.float32)
+    dense, shared, late = (np.zeros(len(query_of), np.float32) for _ in range(3))
     order = np.argsort(passage_of, kind="stable")
     wanted, starts = np.unique(passage_of[order], return_index=True)
     ends = [*starts[1:], len(order)]
@@ -183,15 +194,17 @@ def _pool_scores(
                         late[part] = colbert_scores([queries.colbert[query_of[j]] for j in part], vectors)
             pairs = order[starts[at] : ends[at + len(block) - 1]]
             place = np.searchsorted(block, passage_of[pairs])
-            dense = cosines(queries.dense, query_of[pairs], encoded.dense, place)
-            total[pairs] = weights[0] * dense + weights[2] * late[pairs]
+            dense[pairs] = cosines(queries.dense, query_of[pairs], encoded.dense, place)
             for start in range(0, len(pairs), 8192):
                 some = pairs[start : start + 8192]
-                shared = queries.sparse[query_of[some]].multiply(encoded.sparse[place[start : start + 8192]])
-                total[some] += weights[1] * np.asarray(shared.sum(axis=1)).ravel()
+                words = queries.sparse[query_of[some]].multiply(encoded.sparse[place[start : start + 8192]])
+                shared[some] = np.asarray(words.sum(axis=1)).ravel()
             shown.update(len(block))
     cuts = np.cumsum(sizes)[:-1]
-    return {"colbert": np.split(late, cuts), "sum": np.split(total, cuts)}
+    sums = {
+        name: a * dense + b * shared + c * late for name, (a, b, c) in zip(sum_names(weights), weights, strict=True)
+    }
+    return {name: np.split(scores, cuts) for name, scores in {"colbert": late, **sums}.items()}
 
 
 def _ranked(pools: Sequence[np.ndarray], scores: Sequence[np.ndarray], k: int) -> Found:

@@ -127,6 +127,24 @@ def test_m3_is_measured_in_its_four_modes_and_the_tables_fit_110_columns(tmp_pat
     assert "…" not in text
 
 
+def test_several_sums_are_measured_in_one_pass(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from factory.cli import app
+
+    folder, model = write_set(tmp_path / "eval", GOOD), make_tiny_m3(tmp_path / "model")
+    command = ["evaluate", str(folder), "-m", f"base={model}", "-m", f"tuned={model}", "--device", "cpu"]
+    command += ["--out", str(tmp_path / "out"), "--weights", "0.4,0.2,0.4", "--weights", "1,0,0"]
+    found = CliRunner().invoke(app, [*command, "--require", "tuned:sum@1,0,0 ndcg@10 -0.01"])
+    assert found.exit_code == 0, found.output
+    saved = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
+    of = {r["mode"]: r["metrics"] for r in saved["rows"] if r["model"] == "tuned"}
+    assert of["sum@1,0,0"] == of["dense"] and "sum" in of
+    assert ("sum@1,0,0", "BM25") in {(d["mode"], d["base"]) for d in saved["against_bm25"]}
+    error = CliRunner().invoke(app, [*command, "--weights", "1,0,0"]).exception
+    assert isinstance(error, InputError) and "the same weights twice" in str(error)
+
+
 def test_many_models_stand_side_by_side_by_name_and_a_sure_difference_is_marked(tmp_path: Path) -> None:
     folder, model = write_set(tmp_path / "eval", GOOD), make_tiny_bert(tmp_path / "model")
     config = ModelConfig(path=str(model), device="cpu")
@@ -150,13 +168,17 @@ def test_colbert_and_the_sum_are_flagembeddings_own_scores(tmp_path: Path) -> No
     path = make_tiny_m3(tmp_path / "model")
     encoder = load_encoder(ModelConfig(path=str(path), device="cpu"))
     corpus = [a + b[: len(b) // n] for n in (1, 2, 3) for a in CORPUS for b in CORPUS]  # close scores: order is telling
-    rankings = search(encoder, encoder.encode(QUERIES, "query", modes=("sum",)), corpus)
+    weights = ((0.4, 0.2, 0.4), (0.1, 0.8, 0.1))
+    rankings = search(encoder, encoder.encode(QUERIES, "query", modes=("sum",)), corpus, weights=weights)
     theirs = BGEM3FlagModel(str(path), use_fp16=False, devices=["cpu"])
-    scores = theirs.compute_score(
-        [(q, p) for q in QUERIES for p in corpus], weights_for_different_modes=[0.4, 0.2, 0.4], max_query_length=128
+    pairs = [(q, p) for q in QUERIES for p in corpus]
+    scores, otherwise = (
+        theirs.compute_score(pairs, weights_for_different_modes=list(w), max_query_length=128) for w in weights
     )
-    for mode, name in (("dense", "dense"), ("colbert", "colbert"), ("sum", "colbert+sparse+dense")):
-        table = np.array(scores[name]).reshape(len(QUERIES), len(corpus))
+    total = "colbert+sparse+dense"
+    expected = {mode: scores[mode] for mode in ("dense", "colbert")}
+    for mode, values in (expected | {"sum": scores[total], "sum@0.1,0.8,0.1": otherwise[total]}).items():
+        table = np.array(values).reshape(len(QUERIES), len(corpus))
         for row, ranked in zip(table, rankings[mode].rows, strict=True):
             assert sorted(ranked[ranked >= 0]) == list(range(len(corpus)))
             assert (np.diff(row[ranked[ranked >= 0]]) <= 1e-5).all(), mode
