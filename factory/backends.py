@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
+from factory.first_batch import computed_once
 from factory.modelfiles import model_fingerprint
 from factory.offline import stay_offline
 from factory.progress import bar
@@ -124,7 +125,8 @@ class LocalEncoder(ABC):
             with _quiet():
                 return self._encode([instruction + text for text in block], length, set(modes))
 
-        return in_blocks(texts, block_of, role)
+        order = _longest_first(texts)
+        return _reordered(in_blocks([texts[i] for i in order], block_of, role), np.argsort(order))
 
     def _settings(self, role: Role) -> tuple[str, int]:
         c = self.config
@@ -152,7 +154,8 @@ class FlagEncoder(LocalEncoder):
         )
 
     def _encode(self, texts: list[str], length: int, modes: set[Mode]) -> Encoded:
-        return Encoded(_unit(self.model.encode(texts, batch_size=self.config.batch_size, max_length=length)))
+        with computed_once(self.model.model):
+            return Encoded(_unit(self.model.encode(texts, batch_size=self.config.batch_size, max_length=length)))
 
 
 class M3Encoder(LocalEncoder):
@@ -167,14 +170,15 @@ class M3Encoder(LocalEncoder):
 
     def _encode(self, texts: list[str], length: int, modes: set[Mode]) -> Encoded:
         sparse, colbert = bool(modes & {"sparse", "sum"}), bool(modes & {"colbert", "sum"})
-        out = self.model.encode(
-            texts,
-            batch_size=self.config.batch_size,
-            max_length=length,
-            return_dense=True,
-            return_sparse=sparse,
-            return_colbert_vecs=colbert,
-        )
+        with computed_once(self.model.model):
+            out = self.model.encode(
+                texts,
+                batch_size=self.config.batch_size,
+                max_length=length,
+                return_dense=True,
+                return_sparse=sparse,
+                return_colbert_vecs=colbert,
+            )
         return Encoded(
             _unit(out["dense_vecs"]),
             _csr(out["lexical_weights"], len(self.model.tokenizer)) if sparse else None,
@@ -214,11 +218,12 @@ class LocalReranker(ABC):
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         scores = np.zeros(len(pairs), np.float32)
+        order = _longest_first([query + passage for query, passage in pairs])
         with block_bar("rerank", "pair", len(pairs)) as shown:
             for start in range(0, len(pairs), BLOCK):
-                block = [(query, passage) for query, passage in pairs[start : start + BLOCK]]
+                block = order[start : start + BLOCK]
                 with _quiet():
-                    scores[start : start + len(block)] = self._score(block)
+                    scores[block] = self._score([(pairs[i][0], pairs[i][1]) for i in block])
                 shown.update(len(block))
         return scores
 
@@ -240,7 +245,8 @@ class BgeReranker(LocalReranker):
         )
 
     def _score(self, pairs: list[tuple[str, str]]) -> Any:
-        return self.model.compute_score(pairs, batch_size=self.batch_size, normalize=False)
+        with computed_once(self.model.model):
+            return self.model.compute_score(pairs, batch_size=self.batch_size, normalize=False)
 
 
 class SentenceTransformersReranker(LocalReranker):
@@ -302,6 +308,19 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
+
+
+def _longest_first(texts: Sequence[str]) -> list[int]:
+    """An order in which the texts of a block are of one length, more or less: nothing is lost to padding."""
+    return sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+
+
+def _reordered(found: Encoded, rows: np.ndarray) -> Encoded:
+    return Encoded(
+        found.dense[rows],
+        found.sparse[rows] if found.sparse is not None else None,
+        [found.colbert[i] for i in rows] if found.colbert is not None else None,
+    )
 
 
 def _unit(vectors: Any) -> np.ndarray:

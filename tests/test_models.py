@@ -83,9 +83,7 @@ def test_the_instruction_is_put_before_the_text(bert: Path) -> None:
 
 def test_a_resumed_run_has_the_very_bytes_of_an_unbroken_one(bert: Path, tmp_path: Path) -> None:
     encoder = load_encoder(config(bert, passage_max_length=24))
-    unbroken = encoder.encode(TEXTS, "passage").dense
-    cached = CachedEncoder(encoder, tmp_path)
-    assert cached.encode(TEXTS, "passage").dense.tobytes() == unbroken.tobytes()
+    unbroken = CachedEncoder(encoder, tmp_path).encode(TEXTS, "passage").dense
     files = sorted((tmp_path / "embeddings").glob("*.npy"))
     assert len(files) == 3
     files[0].write_bytes(b"")
