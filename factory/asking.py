@@ -148,7 +148,7 @@ async def ask_all(
             except _Passing as e:
                 if gone := lane.endpoint.gone():
                     raise ServerDied(gone) from e
-                if lane.failures == config.retries and given_up < PATIENCE and await _answers(lane):
+                if not e.busy and lane.failures == config.retries and given_up < PATIENCE and await _answers(lane):
                     lane.failures, item.blamed = 0, True
                 lane.bad(e, config.retries, started)
                 item.tries += not e.busy

@@ -109,6 +109,13 @@ def test_a_server_that_answers_us_and_none_of_the_requests_is_not_asked_for_all_
     assert len(server.seen) < 200
 
 
+def test_a_server_that_is_too_busy_for_all_but_our_small_request_ends_the_run(tmp_path: Path, start: Any) -> None:
+    server = start(lambda h, n, p: h.say(429, b"quota") if p.startswith("q") else h.good(p))
+    with pytest.raises(ServerDied, match="HTTP 429: quota"):
+        run(tmp_path, server.url, 20, concurrency=2, retries=3)
+    assert len(server.seen) < 20
+
+
 def test_a_refused_request_is_not_sent_again_and_the_others_go_on(tmp_path: Path, start: Any) -> None:
     server = start(lambda h, n, p: h.say(400, b"maximum context length is 2048") if p == "q1" else h.good(p))
     answers, usage = run(tmp_path, server.url, 4)
