@@ -67,16 +67,8 @@ def main() -> None:
         call("launch.cli", "run", a.out / "launch.yaml")
     models = ["--model", f"start={start}", "--model", f"tuned={a.out / 'tuned'}"]
     options = [f"--query-instruction={a.query_instruction}", f"--passage-instruction={a.passage_instruction}"]
-    call(
-        "factory.cli",
-        "evaluate",
-        a.collection,
-        *models,
-        *options,
-        *(f"--weights={w}" for w in a.weights),
-        "--out",
-        a.out,
-    )
+    options += [f"--weights={w}" for w in a.weights]
+    call("factory.cli", "evaluate", a.collection, *models, *options, "--out", a.out)
 
 
 def with_heads(

@@ -126,7 +126,7 @@ def evaluate(
         cutoffs=tuple(sorted(set(_numbers(cutoffs, "--cutoffs")))),
         modes=tuple(m.strip() for m in modes.split(",") if m.strip()),
         dims=tuple(sorted(set(_numbers(dim, "--dim")))),
-        weights=tuple(map(_weights, weights or ["0.4,0.2,0.4"])),
+        weights=tuple(map(_weights, weights)) if weights else Options().weights,
         instructions=instructions,  # type: ignore[arg-type]
     )
     models = [_named_model(given, told, run_folder) for given in model]

@@ -1,7 +1,7 @@
 """FlagEmbedding computes the first batch of each call twice: once to see whether it fits into memory, once in earnest.
 
-Its `encode` and `compute_score` are called with blocks of 256 texts here, so that a tenth of all forward passes would be for
-nothing, and the longest ones at that.
+Its `encode` and `compute_score` are called with blocks of 256 texts here, so that with batches of 32 a ninth of all forward passes would be
+for nothing, and the longest ones at that.
 """
 
 from __future__ import annotations
