@@ -105,7 +105,7 @@ def write_report(run_folder: Path, language: Language = "auto") -> Path:
         samples=samples,
         lengths=_lengths(lengths),
         config_yaml=yaml.safe_dump(run["config"], allow_unicode=True, sort_keys=False) if "config" in run else "",
-        versions={k: v for k, v in run.get("versions", {}).items() if v},
+        versions={k: v for k, v in {"bge-factory": run.get("bge_factory"), **run.get("versions", {})}.items() if v},
         fingerprints=_fingerprints(stages, first),
         seconds=_seconds(stages, views["training"], first),
     )

@@ -76,6 +76,7 @@ def _coverage(c: Mapping[str, Any]) -> dict[str, Any]:
     without = c["documents"] - c["documents_covered"]
     return {
         "passages": c["passages"],
+        "askable": c["passages"] - c["classes"].get("held-out-for-test", 0),
         "covered": c["classes"][KEPT],
         "asked": c["passages_asked"],
         "stack": _stack(parts),

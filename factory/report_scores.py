@@ -12,13 +12,14 @@ import numpy as np
 from factory.negatives import DECISIONS, SCORES
 from factory.records import InputError
 from factory.report_charts import GREEN, GREY, ORANGE, RED, Chart, histogram
-from factory.report_words import Text, known, say
+from factory.report_words import Text, join, known, say
 from factory.settings import ChooseConfig
 
 BINS = 40
 FINE = 4000  # bins of a first count, from which those of the chart and the quartiles are made
 NUMBERS = ("score", "rank", "dense_rank", "positive_score", "chance_score", "rerank_score")
 QUARTILES = (("low", 0.25), ("median", 0.5), ("high", 0.75))
+REACH = (-2, 3)  # of nearness to the positive: 0 is an unrelated passage, 1 the positive
 GROUPS = (("negative", RED), ("rejected", ORANGE), ("unused", GREY))
 
 
@@ -160,13 +161,16 @@ def _hardness(told: Any, config: ChooseConfig, judged: bool) -> Spread | None:
     }
     expression, marks = scales.get(config.preset, (closeness, []))
     kind = config.preset if config.preset in scales else "resolve"
-    found = _count(told, expression.clip(-2, 3))
+    found = _count(told, expression.clip(*REACH))
     if not found or not found.total("negative"):
         return None
     lines = [(say(f"scores.{name}", at=value), value) for name, value in marks]
     caption = say(
         f"scores.hardness-{kind}-caption", low=found.quantile("negative", 0.25), high=found.quantile("negative", 0.75)
     )
+    drawn = pl.col("decision").is_in([name for name, _ in GROUPS[:2]])
+    if kind == "resolve" and (beyond := _how_many(told, drawn & ~expression.is_between(*REACH))):
+        caption = join([caption, say("scores.beyond", n=beyond, low=REACH[0], high=REACH[1])], " ", "")
     return _spread(f"hardness-{kind}", found, GROUPS[:2], lines, "{:.2f}", caption)
 
 
@@ -200,6 +204,8 @@ def _ranks(told: Any, config: ChooseConfig) -> Spread | None:
         marks = [(say("scores.range", at=rank), float(rank)) for rank in config.range]
     key = "dense" if by_dense else "fused"
     caption = say(f"scores.rank-{key}", **{n: round(found.quantile("negative", q)) for n, q in QUARTILES})
+    if by_dense and (without := _how_many(told, (pl.col("decision") == "negative") & pl.col("dense_rank").is_null())):
+        caption = join([caption, say("scores.rank-none", n=without)], " ", "")
     return _spread("rank", found, GROUPS[:2], marks, "{:.0f}", caption)
 
 
@@ -219,6 +225,10 @@ def _reranked(told: Any, positives: Any, names: Sequence[str]) -> Spread | None:
 
 def _median(found: _Counted) -> float:
     return found.quantile("negative", 0.5) if found.total("negative") else float("nan")
+
+
+def _how_many(rows: Any, which: Any) -> int:
+    return int(rows.select(which.sum()).collect(engine="streaming").item())
 
 
 def _count(rows: Any, number: Any, reach: tuple[float, float] | None = None) -> _Counted | None:

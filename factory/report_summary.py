@@ -65,6 +65,7 @@ def _verdict(e: Mapping[str, Any], d: Mapping[str, Any], run: Mapping[str, Any])
     if kind == "unsure":
         reasons.append(say("summary.unsure-do", n=e["queries"], half=(change["high"] - change["low"]) / 2))
         reasons += [*_asked_few(run), *_others(d["metrics"], metric)]
+    reasons += _joined(e, d, metric)
     for gate in failed:
         reasons.append(
             say("summary.gate", metric=metric_name(gate["metric"]), set=gate["eval_set"], got=100 * gate["got"])
@@ -103,6 +104,13 @@ def _others(metrics: Mapping[str, Mapping[str, float]], metric: str) -> list[Tex
     if not better and not worse:
         return []
     return [say("summary.others", metric=metric_name(metric), n=len(kinds), better=better, worse=worse)]
+
+
+def _joined(e: Mapping[str, Any], d: Mapping[str, Any], metric: str) -> list[Text]:
+    """The same comparison with both models joined with BM25, where that was measured."""
+    at = (d["model"], d["base"], d["mode"] + FUSED)
+    found = [x["metrics"][metric] for x in e["differences"] if (x["model"], x["base"], x["mode"]) == at]
+    return [say("summary.joined", **{end: 100 * x[end] for end in ("value", "low", "high")}) for x in found]
 
 
 def headline(e: Mapping[str, Any]) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
@@ -79,16 +81,24 @@ def test_an_unsure_verdict_says_what_kept_the_training_small_and_what_the_other_
     run = {"stages": counts, "config": {"generate": {"max_passages": 28}}}
     (found,) = verdicts(given, run)
     told = " ".join(reason.en for reason in found.reasons)
-    assert "about 28 of 263 passages" in told and "Of the other 3 in the table, 2 show a gain and 0 a loss" in told
+    assert "about 28 of 263 passages" in told and "Of the other 3 of this search, 2 show a gain and 0 a loss" in told
     (unlimited,) = verdicts(given, {"stages": counts, "config": {"generate": {"max_passages": None}}})
     assert "max_passages" not in " ".join(reason.en for reason in unlimited.reasons)
     assert "28 of them asked about" in done(run, given).en
 
 
+def test_what_both_models_reach_with_bm25_stands_beside_the_verdict() -> None:
+    given = evaluation(BETTER)
+    fused = {"ndcg@10": {"value": -0.024, "low": -0.071, "high": 0.022, "p": 0.3}}
+    given["differences"].append({"model": "tuned", "base": "base", "mode": "dense+BM25", "metrics": fused})
+    (found,) = verdicts(given)
+    assert "Joined with BM25 the change is -2.4 points [-7.1, +2.2]." in [r.en for r in found.reasons]
+
+
 def test_what_finds_most_is_named_where_it_is_not_the_tuned_model() -> None:
     given = evaluation(BETTER)
     given["rows"].append({"model": "base", "mode": "dense+BM25", "metrics": {"ndcg@10": 0.95}})
-    assert "base dense+BM25 finds most: 95.0" in verdicts(given)[0].reasons[-1].en
+    assert "base dense+BM25 finds most, 95.0" in verdicts(given)[0].reasons[-1].en
     assert "finds most" not in " ".join(r.en for r in verdicts(evaluation(BETTER))[0].reasons)
 
 
@@ -157,6 +167,25 @@ def test_scores_are_those_of_the_parquet_files(run: Path) -> None:
     hardness = next(c for c in found.charts if c.title.en.startswith("Hardness"))
     assert [m.name.en for m in hardness.chart.marks] == ["ceiling, 1: above it a candidate is rejected"]
     assert f"chosen negatives ({negative.sum():,})" in [s.name.en for s in hardness.chart.series if s.name]
+
+
+def test_what_a_chart_cannot_show_in_its_place_is_counted_below_it(run: Path, tmp_path: Path) -> None:
+    scores, decisions = pl.read_parquet(run / "6-scores.parquet"), pl.read_parquet(run / "7-decisions.parquet")
+    keys = ["pair_id", "candidate_id"]
+    chosen = (
+        decisions.filter(pl.col("decision") == "negative").join(scores, on=keys).filter(pl.col("score").is_finite())
+    )
+    three = pl.concat_str(keys).is_in((chosen["pair_id"] + chosen["candidate_id"]).head(3).implode())
+    scores.with_columns(
+        dense_rank=pl.when(three).then(None).otherwise("dense_rank"),
+        chance_score=pl.when(three).then(pl.col("positive_score") + 1).otherwise(0),
+        positive_score=pl.when(three).then("positive_score").otherwise(1),
+    ).write_parquet(tmp_path / "6-scores.parquet")
+    shutil.copy(run / "7-decisions.parquet", tmp_path)
+    found = scores_view(tmp_path, json.loads((run / "run.json").read_text()))
+    captions = {c.title.en: c.caption.en for c in found.charts}  # type: ignore[union-attr]
+    assert "3 of those drawn lie beyond -2 and 3" in captions["Hardness: how near to the positive"]
+    assert "3 chosen negatives, which another search found, have none." in captions["Rank of the candidates"]
 
 
 def _keys(table: Any) -> list[tuple[str, str]]:
