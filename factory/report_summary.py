@@ -78,7 +78,8 @@ def _verdict(e: Mapping[str, Any], d: Mapping[str, Any], run: Mapping[str, Any])
         reasons.append(_beside_bm25(e, d, value, fused))
     best = max((s for s in value if not is_variant(s[1])), key=lambda s: value[s])
     if best[0] not in (d["model"], BM25):
-        reasons.append(say("summary.best", system=label(*best), value=value[best]))
+        key = "best" if kind == "better" else "best-meanwhile"
+        reasons.append(say(f"summary.{key}", system=label(*best), value=value[best]))
     if e["queries"] < FEW and kind != "unsure":
         reasons.append(say("summary.few", n=e["queries"]))
     stops = kind != "better" or failed or forgot or in_vain

@@ -96,9 +96,11 @@ def test_what_both_models_reach_with_bm25_stands_beside_the_verdict() -> None:
 
 
 def test_what_finds_most_is_named_where_it_is_not_the_tuned_model() -> None:
-    given = evaluation(BETTER)
-    given["rows"].append({"model": "base", "mode": "dense+BM25", "metrics": {"ndcg@10": 0.95}})
-    assert "base dense+BM25 finds most, 95.0" in verdicts(given)[0].reasons[-1].en
+    for change, advised in ((BETTER, False), (UNSURE, True), (WORSE, True)):
+        given = evaluation(change)
+        given["rows"].append({"model": "base", "mode": "dense+BM25", "metrics": {"ndcg@10": 0.95}})
+        told = verdicts(given)[0].reasons[-1].en
+        assert "base dense+BM25 finds most: 95.0" in told and ("the one to use" in told) == advised
     assert "finds most" not in " ".join(r.en for r in verdicts(evaluation(BETTER))[0].reasons)
 
 
