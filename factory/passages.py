@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from bisect import bisect_right
 from collections import defaultdict
 from pathlib import Path
@@ -15,6 +16,8 @@ from factory.progress import progress
 from factory.questions import Question, documents_of
 from factory.records import Document, Dropped, InputError, Passage, Split
 from factory.settings import PassagesConfig
+
+HEADINGS = re.compile(r"(?:\s*#{1,6}(?:[ \t][^\n]*)?(?:\n|$))+\s*")  # a Markdown text of nothing else
 
 
 def load_tokenizer(model: Path) -> Any:
@@ -68,19 +71,27 @@ def split_documents(
         pieces = [
             (start, start + len(text)) for start, text in splitters[document.markdown].chunk_indices(document.text)
         ]
-        for start, end in join_short(pieces, document.text, config, tokenizer):
+        for start, end in join_short(pieces, document, config, tokenizer):
             text = document.text[start:end]
-            if count_tokens(tokenizer, text) < config.min_tokens:
+            if is_short(text, document, config, tokenizer):
                 dropped.append(Dropped(stage="split", id=f"{document.id}@{start}", reason="too-short", text=text))
             else:
                 spans.append((document, start, end))
     return spans, dropped
 
 
+def is_short(text: str, document: Document, config: PassagesConfig, tokenizer: Any) -> bool:
+    """Below `min_tokens`, or nothing but headings: they answer nothing alone, and each passage below them has them in `headings`."""
+    if document.markdown and HEADINGS.fullmatch(text):
+        return True
+    return count_tokens(tokenizer, text) < config.min_tokens
+
+
 def join_short(
-    pieces: list[tuple[int, int]], text: str, config: PassagesConfig, tokenizer: Any
+    pieces: list[tuple[int, int]], document: Document, config: PassagesConfig, tokenizer: Any
 ) -> list[tuple[int, int]]:
     """Join a piece below `min_tokens` (a lone heading, mostly) to the next one, else to the one before, if the budget allows."""
+    text = document.text
     joined: list[tuple[int, int]] = []
     pending: int | None = None  # where a short piece began that waits for its follower
     for i, (start, end) in enumerate(pieces):
@@ -91,7 +102,7 @@ def join_short(
             else:
                 joined.append(pieces[i - 1])
             pending = None
-        if count_tokens(tokenizer, text[begin:end]) < config.min_tokens:
+        if is_short(text[begin:end], document, config, tokenizer):
             if i + 1 < len(pieces):
                 pending = begin
                 continue

@@ -244,7 +244,7 @@ def _false_negatives(model: Mapping[str, Any]) -> dict[str, Any] | None:
     if not shown or shown["missing"]:
         return shown
     bins = [(b["predicted"], b["observed"], b["count"]) for b in model["reliability"]]
-    tips = [say("fn.reliability-tip", predicted=p, observed=o, n=n).plain() for p, o, n in bins]
+    tips = [say("fn.reliability-tip", predicted=p, observed=o, n=n) for p, o, n in bins]
     return shown | {"curve": reliability([(p, o) for p, o, _ in bins], tips)}
 
 

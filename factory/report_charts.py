@@ -45,7 +45,7 @@ class Chart:
     series: tuple[Series, ...]
     ticks: tuple[tuple[float, str], ...]
     marks: tuple[Mark, ...] = ()
-    tips: tuple[tuple[float, float, str], ...] = ()
+    tips: tuple[tuple[float, float, Text], ...] = ()
     top: Text | None = None
     across: Text | None = None
 
@@ -65,7 +65,7 @@ def histogram(
     *,
     across: Text,
     unit: str = "{:,g}",
-    tips: Sequence[str] = (),
+    tips: Sequence[Text] = (),
     log: bool = False,
 ) -> Chart:
     """Shares of each group over common bins: the first as bars, the others as outlines, on one scale.
@@ -105,7 +105,7 @@ def curve(xs: Sequence[float], ys: Sequence[float], across: Text, colour: str = 
     return Chart((Series(None, line, colour),), _ticks(xs[0], xs[-1], 4, "{:,g}"), top=same(top), across=across)
 
 
-def reliability(points: Sequence[tuple[float, float]], tips: Sequence[str]) -> Chart:
+def reliability(points: Sequence[tuple[float, float]], tips: Sequence[Text]) -> Chart:
     """Predicted against observed shares, both 0 to 1, beside the diagonal on which they agree."""
     x, y = [100 * p for p, _ in points], [100 - 100 * o for _, o in points]
     dots = " ".join(f"M{a - 0.7:.2f} {b - 1.8:.2f}h1.4v3.6h-1.4z" for a, b in zip(x, y, strict=True))

@@ -136,7 +136,7 @@ def _lengths(h: Mapping[str, Any]) -> dict[str, Any]:
         at = same(start if h["width"] == 1 else f"{start}–{start + h['width'] - 1}")
         shares = join(say(_SIDES[side][1], share=100 * n[i] / n.sum()) for side, n in sides.items())
         last = say("questions.lengths-or-more", n=start) if i == bins - 1 else at
-        tips.append(say("questions.lengths-tip", at=last, shares=shares).plain())
+        tips.append(say("questions.lengths-tip", at=last, shares=shares))
     chart = histogram(edges, counts, across=say("axis.characters"), tips=tips)
     return {"chart": chart, "generated": h["generated"], "real_ones": h["real"]}
 

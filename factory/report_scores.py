@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,7 @@ def _cosines(told: Any, positives: Any) -> Spread | None:
     chance = float(told.select(pl.col("chance_score").mean()).collect(engine="streaming").item())
     groups = [("own", GREEN), ("negative", RED), ("rejected", ORANGE)]
     caption = say("scores.cosine-caption", own=both.quantile("own", 0.5), negative=_median(both), chance=chance)
-    return _spread("cosine", both, groups, [(say("scores.chance", at=chance), chance)], "{:.2f}", caption)
+    return _spread("cosine", both, groups, [(say("scores.chance", at=chance), chance)], caption)
 
 
 def _hardness(told: Any, config: ChooseConfig, judged: bool) -> Spread | None:
@@ -171,7 +172,7 @@ def _hardness(told: Any, config: ChooseConfig, judged: bool) -> Spread | None:
     drawn = pl.col("decision").is_in([name for name, _ in GROUPS[:2]])
     if kind == "resolve" and (beyond := _how_many(told, drawn & ~expression.is_between(*REACH))):
         caption = join([caption, say("scores.beyond", n=beyond, low=REACH[0], high=REACH[1])], " ", "")
-    return _spread(f"hardness-{kind}", found, GROUPS[:2], lines, "{:.2f}", caption)
+    return _spread(f"hardness-{kind}", found, GROUPS[:2], lines, caption)
 
 
 def _probabilities(told: Any, config: ChooseConfig, judged: bool) -> Spread | None:
@@ -188,7 +189,7 @@ def _probabilities(told: Any, config: ChooseConfig, judged: bool) -> Spread | No
         marks.append((say("scores.promote_at", at=config.promote_at), config.promote_at))
     chosen = above.get("negative", 0)
     caption = say("scores.probability-caption", above=sum(above.values()), of=total, at=config.reject_at, chosen=chosen)
-    return _spread("probability", found, GROUPS, marks, "{:.1f}", caption, bins=50)
+    return _spread("probability", found, GROUPS, marks, caption, bins=50)
 
 
 def _ranks(told: Any, config: ChooseConfig) -> Spread | None:
@@ -206,7 +207,7 @@ def _ranks(told: Any, config: ChooseConfig) -> Spread | None:
     caption = say(f"scores.rank-{key}", **{n: round(found.quantile("negative", q)) for n, q in QUARTILES})
     if by_dense and (without := _how_many(told, (pl.col("decision") == "negative") & pl.col("dense_rank").is_null())):
         caption = join([caption, say("scores.rank-none", n=without)], " ", "")
-    return _spread("rank", found, GROUPS[:2], marks, "{:.0f}", caption)
+    return _spread("rank", found, GROUPS[:2], marks, caption)
 
 
 def _reranked(told: Any, positives: Any, names: Sequence[str]) -> Spread | None:
@@ -220,7 +221,7 @@ def _reranked(told: Any, positives: Any, names: Sequence[str]) -> Spread | None:
         return None
     both = _together(found, own)
     caption = say("scores.reranker-caption", own=both.quantile("own", 0.5), negative=_median(both))
-    return _spread("reranker", both, [("own", GREEN), *GROUPS[:2]], [], "{:.1f}", caption)
+    return _spread("reranker", both, [("own", GREEN), *GROUPS[:2]], [], caption)
 
 
 def _median(found: _Counted) -> float:
@@ -261,7 +262,6 @@ def _spread(
     found: _Counted,
     groups: Sequence[tuple[str, str]],
     marks: Sequence[tuple[Text, float]],
-    unit: str,
     caption: Text,
     bins: int = BINS,
 ) -> Spread:
@@ -279,13 +279,19 @@ def _spread(
     if high - low < 1e-6:
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, bins + 1)
-    counts = [
-        (say(f"scores.group-{n}", n=found.total(n)), colour, found.binned(n, low, high, bins)) for n, colour in there
-    ]
-    tips = [_tip(unit, edges[i], edges[i + 1], [(n, c[i]) for n, _, c in counts]) for i in range(bins)]
-    chart = histogram(edges, counts, marks, across=say(f"axis.{key}"), tips=tips, log=key == "probability")
+    counts = {n: found.binned(n, low, high, bins) for n, _ in there}
+    shown = [(say(f"scores.group-{n}", n=found.total(n)), colour, counts[n]) for n, colour in there]
+    tips = [_tip(key, edges[i], edges[i + 1], {n: int(c[i]) for n, c in counts.items()}) for i in range(bins)]
+    chart = histogram(edges, shown, marks, across=say(f"axis.{key}"), tips=tips, log=key == "probability")
     return Spread(say(f"scores.{key}"), chart, caption)
 
 
-def _tip(unit: str, low: float, high: float, counts: Sequence[tuple[Text, float]]) -> str:
-    return f"{unit.format(low)}–{unit.format(high)}: " + ", ".join(f"{int(n):,}" for _, n in counts)
+def _tip(key: str, low: float, high: float, counts: Mapping[str, int]) -> Text:
+    """What a bin holds; its ends with as many digits as tell them apart."""
+    if key == "rank":  # the edges lie half a rank outside
+        ends = [f"{low + 0.5:.0f}", f"{high - 0.5:.0f}"]
+    else:
+        digits = max(0, math.ceil(-math.log10(high - low) - 1e-9))
+        ends = [f"{low:.{digits}f}", f"{high:.{digits}f}"]
+    held = join(say(f"scores.group-{group}", n=n) for group, n in counts.items())
+    return join([" … ".join(dict.fromkeys(ends)), held], ": ", "：")

@@ -10,6 +10,7 @@ from typing import Any
 from factory.evaluation import BM25, FUSED, is_variant, label
 from factory.report_words import Text, join, metric_name, same, say
 
+ALPHA = 0.05  # of the randomisation test; the intervals hold 95 %
 FEW = 100  # held-out questions; with fewer an interval is wide, and their choice decides much
 
 
@@ -99,8 +100,9 @@ def _asked_few(run: Mapping[str, Any]) -> list[Text]:
 
 
 def _others(metrics: Mapping[str, Mapping[str, float]], metric: str) -> list[Text]:
-    """What the metrics show that do not decide, where they show anything."""
-    kinds = [sure(change) for name, change in metrics.items() if name != metric]
+    """What the metrics show that do not decide, where they show anything: by their interval and by the test as well."""
+    others = [change for name, change in metrics.items() if name != metric]
+    kinds = [sure(change) if change.get("p", 0) < ALPHA else "unsure" for change in others]
     better, worse = kinds.count("better"), kinds.count("worse")
     if not better and not worse:
         return []

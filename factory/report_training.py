@@ -11,7 +11,7 @@ from typing import Any
 
 from factory.modelfiles import read_json
 from factory.report_charts import Chart, curve
-from factory.report_words import Text, duration, say
+from factory.report_words import Text, duration, join, say
 
 CURVES = ("train/loss", "train/learning_rate", "train/grad_norm", "eval/loss")
 POINTS = 400  # of a curve, at most: more than a screen shows
@@ -123,6 +123,9 @@ def _curve(tag: str, values: Mapping[int, float], remarks: list[Text]) -> Curve 
     shown = sorted({*range(0, len(steps), every), len(steps) - 1})
     chart = curve([steps[i] for i in shown], [ys[i] for i in shown], say("axis.steps"))
     caption = say("training.caption", first=f"{ys[0]:.3g}", last=f"{ys[-1]:.3g}", n=len(steps), step=steps[-1])
+    if tag.endswith("/loss") and (tenth := len(steps) // 10) > 1:  # of single steps one is noise
+        first, last = sum(ys[:tenth]) / tenth, sum(ys[-tenth:]) / tenth
+        caption = join([caption, say("training.tenths", first=f"{first:.3g}", last=f"{last:.3g}", n=tenth)], " ", "")
     return Curve(say(f"training.{name}"), chart, caption)
 
 

@@ -28,7 +28,7 @@ class Text:
         return f'<span lang="en">{self.en}</span><span lang="zh">{self.zh}</span>'
 
     def plain(self) -> str:
-        """Both at once, where no HTML can be: tooltips."""
+        """Both at once, where no HTML can be: what a screen reader is told."""
         en, zh = self.en.striptags(), self.zh.striptags()
         return en if en == zh else f"{en} / {zh}"
 

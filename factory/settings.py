@@ -48,7 +48,9 @@ class PassagesConfig(Part):
     )
     overlap_tokens: int = Field(0, ge=0, description="0: overlap makes near-duplicates, which are poor negatives")
     min_tokens: int = Field(
-        16, ge=1, description="a shorter piece is joined to its neighbour, or dropped if it cannot be"
+        16,
+        ge=1,
+        description="a shorter piece, or a lone heading, is joined to its neighbour, or dropped if it cannot be",
     )
     near_duplicate: Fraction = Field(
         0.8, description="Jaccard on character 5-grams from which two texts count as copies"

@@ -81,6 +81,16 @@ def test_every_passage_is_in_one_class_with_its_reason() -> None:
     assert c["documents_without"] == {"copy-of-another-passage": 1, NO_PAIR: 1}
 
 
+def test_the_page_counts_covered_passages_among_those_that_may_be_asked_about(tmp_path: Path) -> None:
+    passages = [passage(f"p{i}") for i in range(5)]
+    pairs = [pair("a", passages[0]), pair("b", passages[1])]
+    held = [gone("p4", "held-out-for-test")]
+    write_json(tmp_path / QUESTIONS, describe(passages, pairs, pairs[:1], held))
+    (tmp_path / "run.json").write_text("{}")
+    page = re.sub("<[^>]+>", "", write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "1 of 4 passages (25.0 %) have a kept question." in page and "4 个段落中有 1 个（25.0%）" in page
+
+
 def test_a_users_own_pairs_do_not_make_the_llm_look_bad() -> None:
     passages = [passage("a"), passage("b")]
     given = [pair("q", passages[0], origin="given")]

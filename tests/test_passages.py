@@ -75,6 +75,18 @@ def test_a_lone_heading_is_joined_to_what_it_heads(model):
     assert not dropped
 
 
+def test_a_heading_that_fits_no_passage_is_none_by_itself(model):
+    """It would be asked about, and be a negative that answers nothing; what it heads still has it."""
+    heading, body = "焊缝气孔：氢气孔、氮气孔与一氧化碳气孔的成因", SENTENCES[0] * 9
+    text = f"# {heading}\n\n{body}"
+    given = config(model, passages={"max_tokens": 256, "min_tokens": 8}, split={"eval": 0})
+    passages, dropped = make_passages([document("a.md", text)], given, [])
+    assert body in "".join(p.text for p in passages)
+    assert all(p.headings == (heading,) for p in passages)
+    assert not [p for p in passages if p.text.startswith("#")]
+    assert [(d.reason, d.text) for d in dropped] == [("too-short", f"# {heading}")]
+
+
 def test_a_passage_without_any_break_is_still_cut_to_the_budget(model):
     passages, _ = make_passages([document("a.txt", "焊" * 10_000, False)], config(model, split={"eval": 0}), [])
     assert len(passages) > 10

@@ -77,11 +77,12 @@ def test_an_unsure_verdict_says_what_kept_the_training_small_and_what_the_other_
     given = evaluation(UNSURE)
     one = {"value": 0.1, "low": 0.05, "high": 0.15, "p": 0.01}
     given["differences"][0]["metrics"] |= {"mrr@10": one, "recall@1": one, "recall@10": {**one, "low": -0.1}}
+    given["differences"][0]["metrics"]["map@10"] = one | {"p": 0.07}  # above zero by its interval alone
     counts = {"split": {"counts": {"passages": 403, "train": 263}}, "generate": {"counts": {"passages asked": 28}}}
     run = {"stages": counts, "config": {"generate": {"max_passages": 28}}}
     (found,) = verdicts(given, run)
     told = " ".join(reason.en for reason in found.reasons)
-    assert "about 28 of 263 passages" in told and "Of the other 3 of this search, 2 show a gain and 0 a loss" in told
+    assert "about 28 of 263 passages" in told and "Of the other 4 of this search, 2 show a gain and 0 a loss" in told
     (unlimited,) = verdicts(given, {"stages": counts, "config": {"generate": {"max_passages": None}}})
     assert "max_passages" not in " ".join(reason.en for reason in unlimited.reasons)
     assert "28 of them asked about" in done(run, given).en
@@ -190,6 +191,18 @@ def test_what_a_chart_cannot_show_in_its_place_is_counted_below_it(run: Path, tm
     assert "3 chosen negatives, which another search found, have none." in captions["Rank of the candidates"]
 
 
+def test_a_bin_under_the_mouse_tells_what_it_holds(run: Path) -> None:
+    found = scores_view(run, json.loads((run / "run.json").read_text()))
+    charts = {c.title.en: c.chart for c in found.charts}  # type: ignore[union-attr]
+    for title in ("Cosine with the question", "Rank of the candidates"):
+        tips = [words for _, _, words in charts[title].tips]
+        told = [re.fullmatch(r"(.+): (?:.+, )?chosen negatives \((\d+)\).*", t.en) for t in tips]
+        legend = " ".join(s.name.en for s in charts[title].series if s.name)
+        assert f"chosen negatives ({sum(int(m[2]) for m in told if m)})" in legend
+        assert len({m[1] for m in told if m}) == len(tips)  # no two bins read alike
+        assert all("选中的负例（" in t.zh and "negatives" not in t.zh for t in tips)
+
+
 def _keys(table: Any) -> list[tuple[str, str]]:
     return list(zip(table["pair_id"].to_pylist(), table["candidate_id"].to_pylist(), strict=True))
 
@@ -238,6 +251,9 @@ def test_training_curves_are_those_of_the_events_and_damage_is_named(tmp_path: P
     steps = [1, 2, 3, 4, 5, 6, 8, 9, 10]
     assert x == pytest.approx([100 * (s - 1) / 9 for s in steps], abs=0.01)
     assert y == pytest.approx([100 - 100 * (9 if s < 5 else 1 / s) / 9 for s in steps], abs=0.01)
+    write_events(tuned / "runs" / "c", "3", range(11, 40), lambda s: 7.0 if s == 39 else 0.5)
+    (more,) = training_view(tmp_path, evaluation(BETTER), run)
+    assert "Means of the first and the last 3: 9, 2.67." in more.curves[0].caption.en  # the last step alone misleads
     said = " ".join(r.en for r in found.remarks)
     assert "1 values are infinite" in said and "ends at step 10 of 12" in said and "Trained on another file" in said
     assert found.files[-1] == "tuned/launch.json"
