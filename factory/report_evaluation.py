@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.evaluation import FUSED, is_variant, label
+from factory.groups import FEWEST
 from factory.records import read_lines
 from factory.report_summary import headline
 from factory.report_words import Text, known, said, same
@@ -143,7 +144,8 @@ def _groups(groups: Sequence[Mapping[str, Any]], models: Sequence[str], draw: _A
                     {"name": _group_name(g["name"]), "queries": g["queries"], "values": values, "changes": changes}
                 )
         if rows:
-            found.append({"kind": kind, "rows": rows})
+            bare = any(c and c["low"] is None for row in rows for c in row["changes"])
+            found.append({"kind": kind, "rows": rows, "fewest": FEWEST if bare else None})
     return found
 
 
