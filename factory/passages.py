@@ -100,7 +100,7 @@ def join_short(
             if count_tokens(tokenizer, text[pending:end]) <= config.max_tokens:
                 begin = pending
             else:
-                joined.append(pieces[i - 1])
+                joined.append((pending, pieces[i - 1][1]))
             pending = None
         if is_short(text[begin:end], document, config, tokenizer):
             if i + 1 < len(pieces):

@@ -87,6 +87,17 @@ def test_a_heading_that_fits_no_passage_is_none_by_itself(model):
     assert [(d.reason, d.text) for d in dropped] == [("too-short", f"# {heading}")]
 
 
+def test_of_several_headings_that_fit_no_passage_none_is_lost(model):
+    from factory.passages import join_short, load_tokenizer
+
+    parts = ["# 焊缝气孔\n\n", "## 氢气孔与氮气孔\n\n", SENTENCES[0] * 9]
+    ends = [len("".join(parts[: i + 1])) for i in range(3)]
+    pieces = list(zip([0, *ends], ends, strict=False))
+    given = config(model, passages={"max_tokens": 200}, split={"eval": 0})
+    joined = join_short(pieces, document("a.md", "".join(parts)), given.passages, load_tokenizer(model))
+    assert joined == [(0, ends[1]), (ends[1], ends[2])]
+
+
 def test_a_passage_without_any_break_is_still_cut_to_the_budget(model):
     passages, _ = make_passages([document("a.txt", "焊" * 10_000, False)], config(model, split={"eval": 0}), [])
     assert len(passages) > 10

@@ -172,9 +172,10 @@ def test_gates_sets_groups_and_wins_are_shown_and_nothing_of_their_texts_is_run(
     text = english(page)
     for said in (
         "failed", "less than was asked for", "On general", "+4.0 points", "-5.0 points", "dense@64",
-        "fewer than 10 questions have no interval",         "-3.4 [-5.4, -1.4]", "+12.3", "42.3", "base not found → tuned rank 1, +100 points", "the answer", "grade 2",
+        "-3.4 [-5.4, -1.4]", "+12.3", "42.3", "base not found → tuned rank 1, +100 points", "the answer", "grade 2",
         "另一段", "< 0.001", "A gate was not met", "It got worse on general: -5.0 points",
-        "fewer than 10 questions have no interval",         "Largest wins of tuned, dense (1)", "Largest losses of tuned, dense+BM25 (1)", "both?",
+        "fewer than 10 questions have no interval",
+        "Largest wins of tuned, dense (1)", "Largest losses of tuned, dense+BM25 (1)", "both?",
     ):  # fmt: skip
         assert said in text, said
     assert "<script" not in page and "not dense" not in page
