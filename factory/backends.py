@@ -123,7 +123,14 @@ class LocalEncoder(ABC):
 
         def block_of(block: Sequence[str]) -> Encoded:
             with _quiet():
-                return self._encode([instruction + text for text in block], length, set(modes))
+                encoded = self._encode([instruction + text for text in block], length, set(modes))
+            if not np.isfinite(encoded.dense).all():
+                raise InputError(
+                    "the model gives vectors that hold NaN or infinity",
+                    where=self.config.path,
+                    fix="its weights are damaged, or too large for float16: try --device cpu (model.device: cpu)",
+                )
+            return encoded
 
         order = _longest_first(texts)
         return _reordered(in_blocks([texts[i] for i in order], block_of, role), np.argsort(order))

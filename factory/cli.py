@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from factory.cli_audit import audit
 from factory.cli_evaluate import evaluate
 from factory.cli_export import HELP as EXPORT_HELP
 from factory.cli_export import export
@@ -33,9 +35,12 @@ app = typer.Typer(
     bge-factory merge --base ... --tuned ... --out runs/mine/merged   a model between the two
 
 Exit codes: 0 done, 2 your input needs mending (the message says where and how), 3 a gate of `evaluate` was not met,
-1 anything else.
+130 stopped by Ctrl-C, 1 anything else.
     """,
 )
+
+
+MENDABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC, errno.EDQUOT}
 
 
 def say(message: str) -> None:
@@ -69,7 +74,7 @@ def build(
 
         say(f"scores:        {write_csv(out / SCORES)}")
     say(f"training data: {out / 'train.jsonl'}")
-    if (out / "eval").is_dir():
+    if (out / "eval" / "queries.jsonl").is_file():
         say(f"held-out set:  {out / 'eval'}")
     say(f"data card:     {out / 'README.md'}")
     say(f"report:        {report}")
@@ -98,10 +103,14 @@ def requests(
     made once more.
     """
     from factory.config import load_config
+    from factory.errors import InputError
     from factory.pipeline import build as run
     from factory.request_files import AnswersMissing, write_requests
 
     settings = load_config(config)
+    if settings.llm.serve != "batch":
+        what = f"llm.serve is {settings.llm.serve}, which asks a server itself"
+        raise InputError(what, where=config, fix="`llm: {serve: batch, model: NAME}`, or `bge-factory build`")
     try:
         run(settings, out, say)
     except AnswersMissing as e:
@@ -181,67 +190,8 @@ def validate(
 app.command()(evaluate)
 app.command()(merge)
 app.command()(review)
+app.command()(audit)
 app.command(help=EXPORT_HELP)(export)
-
-
-@app.command()
-def audit(
-    file: Annotated[Path, typer.Argument(help="a FlagEmbedding training file (JSON lines), ours or anybody's")],
-    corpus: Annotated[
-        Path | None, typer.Option(help="all passages (BEIR corpus.jsonl), to see how many of them are used")
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="an embedding model's folder, to see how hard the negatives are")
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="a factory.yaml: its llm judges 200 negatives, to estimate how many are false; its model is used"
-        ),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="write the whole result as JSON, too")] = None,
-) -> None:
-    """Look for false, copied and repeated negatives in a training file, and say how hard the rest is.
-
-    Exit code 0, whatever is found: an audit is for reading.
-    """
-    from contextlib import ExitStack
-
-    from rich.console import Console
-
-    from factory.audit import audit as run
-    from factory.audit import render
-    from factory.config import Config, load_config
-    from factory.evalset import read_corpus
-    from factory.models import load_encoder
-    from factory.settings import ModelConfig
-    from factory.workspace import write_json
-
-    settings: Config | None = load_config(config) if config else None
-    described = ModelConfig(path=str(model.expanduser())) if model else settings.model if settings else None
-    with ExitStack() as opened:
-        judge = None
-        if settings:
-            import tempfile
-
-            from factory.generate import llm_identity
-            from factory.judge import LLMJudge
-            from factory.llm import LLM
-
-            scratch = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="bge-factory-audit-")))
-            store, log = scratch / "llm.sqlite", scratch / "llm-server.log"
-            judge = LLMJudge(opened.enter_context(LLM(settings.llm, llm_identity(settings), store, log, say)))
-        found = run(
-            file,
-            corpus=list(read_corpus(corpus).values()) if corpus else (),
-            encoder=load_encoder(described) if described else None,
-            judge=judge,
-        )
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    for part in render(found):
-        console.print(part, highlight=False, markup=False)
-    if out:
-        write_json(out, found.model_dump(mode="json"))
 
 
 @app.command()
@@ -256,18 +206,25 @@ def report(
 
     It begins with what a team lead wants to know: base against tuned, how sure that is, and whether to deploy.
     """
+    from factory.errors import InputError
     from factory.report import write_report
 
+    needed = ("run.json", "evaluation.json")
+    if run.is_dir() and not any((run / name).is_file() for name in needed):
+        what = f"is no run's folder: neither {' nor '.join(needed)} is there"
+        raise InputError(what, where=run, fix="give the --out of a `bge-factory build`")
     typer.echo(write_report(run, language))
 
 
 @app.command()
 def config() -> None:
-    """Explain every key of factory.yaml: type, default, reason."""
+    """Explain every key of factory.yaml: default, reason, type and limits."""
     from factory.config import Config
     from factory.explain import explain
+    from factory.prompt_files import PROMPTS
 
-    typer.echo(explain(Config))
+    head = "# factory.yaml; paths are relative to the file's own folder, ~ and $VARIABLE are expanded"
+    typer.echo(f"{explain(Config, head)}\n\n# the package's prompts, to be copied and changed: {PROMPTS}")
 
 
 def main() -> None:
@@ -282,6 +239,11 @@ def main() -> None:
         app()
     except InputError as e:
         typer.echo(f"error: {e}", err=True)
+        sys.exit(2)
+    except OSError as e:
+        if e.errno not in MENDABLE:
+            raise
+        typer.echo(f"error: {e.filename}: {(e.strerror or str(e)).lower()}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("stopped; run the same command again to go on", err=True)

@@ -35,8 +35,8 @@ def evaluate(
     instructions: Annotated[
         str, typer.Option(help="queries with their instruction (given), without (none), or both side by side")
     ] = "given",
-    query_max_length: Annotated[int, typer.Option(help="tokens")] = 128,
-    passage_max_length: Annotated[int, typer.Option(help="tokens")] = 512,
+    query_max_length: Annotated[int, typer.Option(min=8, help="tokens")] = 128,
+    passage_max_length: Annotated[int, typer.Option(min=16, help="tokens")] = 512,
     modes: Annotated[
         str, typer.Option(help="of what a model has; fusion: dense with BM25. ColBERT and the sum take the longest")
     ] = "dense,sparse,colbert,sum,fusion",
@@ -134,6 +134,8 @@ def evaluate(
     in_run = out is None and (run_folder / "run.json").is_file()
     if out:
         out.mkdir(parents=True, exist_ok=True)
+    if (folder := run_folder if in_run else out) and not os.access(folder, os.W_OK):
+        raise InputError("cannot be written", where=folder, fix="--out FOLDER, where the results may go")
     done, results = evaluate_sets(
         named,
         models,
@@ -147,7 +149,7 @@ def evaluate(
     try:
         judged = gates.judge(wanted, done, strict=strict_gates)
     finally:  # what was measured is kept, whatever a gate asks for
-        if folder := run_folder if in_run else out:
+        if folder:
             write_evaluation(folder, [done[0].model_copy(update={"gates": judged}), *done[1:]], results)
     console = Console(width=None if sys.stdout.isatty() else 120)
     tables = [t for i, e in enumerate(done) for t in render(e, detailed=i == 0)]
@@ -210,6 +212,7 @@ def _model_config_of_run(folder: Path) -> dict[str, str]:
     import json
 
     try:
-        return dict(json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]["model"])
-    except (OSError, ValueError, KeyError):
+        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]["model"]
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
+    return found if isinstance(found, dict) else {}

@@ -5,6 +5,7 @@ Paths in the file are relative to the file's own folder; `~` and `$VARIABLE` are
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ class Config(Part):
     @field_validator("rounds", mode="before")
     @classmethod
     def _count_alone(cls, value: Any) -> Any:
-        return {"count": value} if isinstance(value, int) and not isinstance(value, bool) else value
+        if isinstance(value, bool):
+            raise ValueError(f"expected how many rounds at most, e.g. 2, got {str(value).lower()}")
+        return {"count": value} if isinstance(value, int) else value
 
     @model_validator(mode="after")
     def _rounds_are_compared(self) -> Config:
@@ -82,6 +85,22 @@ class Config(Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _judge_for_elsewhere(self) -> Config:
+        q, served = self.quality, self.llm.serve in ("vllm", "endpoint")
+        if q.elsewhere and self.input.kind != "pairs" and not (q.judge == "on" or (q.judge == "auto" and served)):
+            raise ValueError(
+                f"quality.elsewhere {q.elsewhere} asks the LLM of other passages, but quality.judge is {q.judge}"
+                + (f" and llm.serve {self.llm.serve}, which judges only with on" if q.judge == "auto" else "")
+                + ": set quality.judge: on"
+            )
+        return self
+
+    @property
+    def depth(self) -> int:
+        """`mine.top_k`, or as deep as `choose.preset: range` takes negatives from."""
+        return max(self.mine.top_k, self.choose.range[1] if self.choose.preset == "range" else 0)
+
     @property
     def dev_share(self) -> float:
         """`split.dev`, or what it is where it is left out."""
@@ -105,7 +124,8 @@ def load_config(path: Path) -> Config:
         InputError: no such file, not YAML, an unknown key or a value out of range; names the key.
     """
     if not path.is_file():
-        raise InputError("no such configuration file", where=path)
+        fix = "give the path of a factory.yaml; README.md shows one, `bge-factory config` explains every key"
+        raise InputError("no such configuration file", where=path, fix=fix)
     try:
         data: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as e:
@@ -115,8 +135,24 @@ def load_config(path: Path) -> Config:
     try:
         config = Config.model_validate(data)
     except ValidationError as e:
-        raise InputError(problem(e), where=path, fix="`bge-factory config` explains every key") from e
-    return resolve_paths(config, path.resolve().parent)
+        raise InputError(_with_nearest(e), where=path, fix="`bge-factory config` explains every key") from e
+    try:
+        return resolve_paths(config, path.resolve().parent)
+    except InputError as e:
+        raise InputError(e.what, where=path, fix=e.fix) from e
+
+
+def _with_nearest(error: ValidationError) -> str:
+    """`problem`, and for the first unknown key the known one that it may have been meant to be."""
+    for e in error.errors():
+        if e["type"] == "extra_forbidden":
+            known: Any = Config
+            for part in e["loc"][:-1]:
+                known = known.model_fields[part].annotation if part in getattr(known, "model_fields", {}) else None
+            names = list(getattr(known, "model_fields", {}))
+            if near := difflib.get_close_matches(str(e["loc"][-1]), names, n=1):
+                return f"{problem(error)} (did you mean {near[0]}?)"
+    return problem(error)
 
 
 def resolve_paths(config: Config, base: Path) -> Config:

@@ -9,6 +9,7 @@ from typing import Any
 
 from factory.records import InputError, read_lines, titled
 
+SET_FILES = ("corpus.jsonl", "queries.jsonl", "qrels.tsv")
 ABOUT = ("type", "origin", "document")  # keys of a query or a passage by which results are grouped
 
 
@@ -145,7 +146,7 @@ def texts_of(rows: Iterable[tuple[str, Mapping[str, Any]]], path: str | Path) ->
 def _judgements(path: Path) -> Iterator[tuple[str, str, str, int]]:
     """(file:line, query id, passage id, grade)."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = [line.removesuffix("\r") for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except UnicodeDecodeError as e:
         raise InputError(f"not UTF-8: byte {e.start}", where=path, fix="save it as UTF-8") from e
     for number, line in enumerate(lines, 1):
@@ -168,6 +169,6 @@ def grade_of(value: Any, where: str) -> int:
         grade = float(value)
     except (TypeError, ValueError) as e:
         raise InputError(f"the grade must be a whole number, got {value!r}", where=where) from e
-    if grade != int(grade):
+    if not grade.is_integer():
         raise InputError(f"the grade must be a whole number, got {value!r}", where=where)
     return int(grade)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from factory import metrics
-from factory.evalset import EvalSet, read_eval_set
+from factory.evalset import SET_FILES, EvalSet, read_eval_set
 from factory.evaluation import (
     BARE,
     BM25,
@@ -27,7 +27,7 @@ from factory.evaluation import (
 )
 from factory.records import InputError
 from factory.settings import ModelConfig
-from factory.workspace import write_json, write_jsonl
+from factory.workspace import sha256_file, write_json, write_jsonl
 
 __all__ = ["EvalSet", "Evaluation", "Options", "evaluate", "evaluate_sets", "read_eval_set", "write_evaluation"]
 
@@ -225,6 +225,7 @@ def _evaluation(r: SetResults, models: dict[str, Any], o: Options, depth: int) -
     return Evaluation(
         name=r.name,
         eval_set=str(r.folder),
+        data={file: sha256_file(path) for file in SET_FILES if (path := r.folder / file).is_file()},
         passages=len(r.data.passages),
         queries=len(r.data.queries),
         queries_without_judgement=r.data.unjudged,

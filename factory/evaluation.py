@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ class Evaluation(Part):
 
     Attributes:
         name: of the eval set.
+        data: SHA-256 of its files, as far as it is in BEIR's layout, by name.
         metric: the headline metric, nDCG at the largest cutoff.
         differences: each later model against the first one, in each mode that both have.
         within_model: what a variant costs or gains: cut vectors, no instruction, fusion, m3's other modes, each
@@ -118,6 +120,7 @@ class Evaluation(Part):
 
     name: str = ""
     eval_set: str
+    data: dict[str, str] = {}
     passages: int
     queries: int
     queries_without_judgement: int
@@ -170,6 +173,20 @@ def read_evaluation(path: Path) -> dict[str, Any]:
                 f"not an evaluation: {field or 'the file'}: {wrong[0]['msg']}", where=path, fix="evaluate again"
             ) from e
     return dict(found)
+
+
+def stale_set(evaluation: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """The run's own held-out set that `evaluation` was measured on, if its files are others now; else "".
+
+    Args:
+        evaluation: evaluation.json, run: run.json of the same folder. What older versions wrote has no SHA-256 to compare.
+    """
+    now = run.get("stages", {}).get("export", {}).get("outputs", {})
+    for e in (evaluation, *evaluation.get("further_sets", [])):
+        name, data = Path(e.get("eval_set", "")).name, e.get("data", {})
+        if name in ("eval", "dev") and now and any(now.get(f"{name}/{file}") != sha for file, sha in data.items()):
+            return name
+    return ""
 
 
 def label(model: str, mode: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from factory.config import Config
+from factory.evalset import SET_FILES
+from factory.languages import squeeze
 from factory.negatives import DECISIONS, SCORES, Negatives
 from factory.questions import Question, passages_of
 from factory.records import Dropped, Example, InputError, Pair, Passage, Split
@@ -19,6 +21,7 @@ from factory.tables import row_groups
 from factory.workspace import Outcome, Workspace, atomic_text, write_jsonl
 
 TRAIN = "train.jsonl"
+SETS: tuple[Literal["eval", "dev"], ...] = ("eval", "dev")
 Scored = tuple[str, float | None]  # a text and its reranker logit
 Logits = Callable[[Sequence[tuple[str, str]]], np.ndarray]
 
@@ -103,10 +106,32 @@ def write_eval_set(
                 f.write(f"{query['_id']}\t{target}\t1\n")
 
 
+def _why_none(decisions: Path) -> str:
+    """What to change where every candidate was refused."""
+    reasons = Counter(
+        row["reason"]
+        for block in row_groups(decisions, ["decision", "reason"])
+        for row in block.to_pylist()
+        if row["decision"] == "rejected"
+    )
+    said = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common(3))
+    return f"candidates were refused as: {said}; loosen that under choose:" if said else "add documents"
+
+
+def forget_eval_set(folder: Path) -> None:
+    """Take away what an earlier build held out: this one may train on it."""
+    for name in SET_FILES:
+        (folder / name).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def held_out(
     pairs: Sequence[Pair], targets: Sequence[Target], split: Split, reviewed: Collection[str] = ()
 ) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
     """Queries and relevant target ids of a held-out split; copies of the target, and what `Pair.also` names, count too.
+
+    A question that several pairs ask, as in a FAQ with several answers, is one query; all their targets are relevant to it.
 
     Args:
         reviewed: ids of pairs; where there are some, each query says whether it is one of them.
@@ -115,12 +140,22 @@ def held_out(
     group = {t.id: t.duplicate_group for t in targets}
     for target in targets:
         groups[target.duplicate_group].append(target.id)
-    chosen = [p for p in pairs if p.split == split]
-    queries: list[dict[str, Any]] = [{"_id": p.id, "text": p.query, "type": p.type, "origin": p.origin} for p in chosen]
-    if reviewed:
-        queries = [q | {"reviewed": q["_id"] in reviewed} for q in queries]
-    answering = {p.id: [p.duplicate_group, *(group[i] for i in p.also if i in group)] for p in chosen}
-    return queries, {pair: [t for g in dict.fromkeys(found) for t in groups[g]] for pair, found in answering.items()}
+    answering: dict[str, list[str]] = defaultdict(list)
+    for pair in pairs:
+        answering[squeeze(pair.query)] += [pair.duplicate_group, *(group[i] for i in pair.also if i in group)]
+    chosen: dict[str, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        if pair.split == split:
+            chosen[squeeze(pair.query)].append(pair)
+    queries: list[dict[str, Any]] = []
+    relevant = {}
+    for text, alike in chosen.items():
+        first = alike[0]
+        queries.append({"_id": first.id, "text": first.query, "type": first.type, "origin": first.origin})
+        if reviewed:
+            queries[-1]["reviewed"] = any(p.id in reviewed for p in alike)
+        relevant[first.id] = [t for g in dict.fromkeys(answering[text]) for t in groups[g]]
+    return queries, relevant
 
 
 def test_questions(
@@ -156,8 +191,7 @@ def assert_no_leak(examples: Sequence[Example], targets: Sequence[Target]) -> No
 def held_out_sets(kept: Sequence[Pair], tests: Sequence[Question]) -> list[Literal["eval", "dev"]]:
     """`eval` and `dev`, as far as there are questions for them."""
     splits = {p.split for p in kept} | ({"eval"} if tests else set())
-    names: tuple[Literal["eval", "dev"], ...] = ("eval", "dev")
-    return [name for name in names if name in splits]
+    return [name for name in SETS if name in splits]
 
 
 def export_stage(
@@ -199,7 +233,7 @@ def export_stage(
         rerank if config.score.reranker else None,
     )
     if not examples:
-        raise InputError("no training row has a negative", fix="add passages, or raise choose.ceiling")
+        raise InputError("no training row has a negative", where=ws.path(DECISIONS), fix=_why_none(ws.path(DECISIONS)))
     dropped += gone
     if not tests or config.test.hold_out:
         assert_no_leak(examples, everything)
@@ -207,6 +241,8 @@ def export_stage(
     counts = {"examples": len(examples), "negatives": sum(len(e.neg) for e in examples)}
     if promoted := sum(len(e.pos) - 1 for e in examples):
         counts["promoted positives"] = promoted
+    for name in (n for n in SETS if n not in sets):
+        forget_eval_set(ws.path(name))
     for name in sets:
         if name == "eval" and tests:
             queries, relevant, lost = test_questions(tests, passages)

@@ -79,7 +79,7 @@ class Negatives:
 
     def mine(self) -> Outcome:
         queries, answers = self._vectors
-        blocks = retrieve.mine(self.pairs, self.targets, queries, answers, self._searches(), self.config.mine.top_k)
+        blocks = retrieve.mine(self.pairs, self.targets, queries, answers, self._searches(), self.config.depth)
         rows = write_blocks(self.ws.path(CANDIDATES), blocks)
         used = {p.id for p in self.pairs}
         leaking = [p for p in self._kept if p.split == "train" and p.id not in used]

@@ -14,14 +14,15 @@ from factory.demonstrations import FILE as DEMONSTRATION
 from factory.diversity import QUESTIONS, describe
 from factory.judge import LLMJudge, judge_identity
 from factory.llm import LLM
-from factory.models import CachedEncoder, Encoder, load_encoder, model_fingerprint
-from factory.negatives import CANDIDATES, DECISIONS, SCORES
-from factory.prompt_files import PROMPTS
-from factory.prompting import prompt_file
+from factory.models import CachedEncoder, Encoder, load_encoder, load_reranker, model_fingerprint
+from factory.negatives import CANDIDATES, DECISIONS, SCORES, sources_of
+from factory.prompt_files import PROMPTS, read_prompt
+from factory.prompting import VARIABLES, prompt_file
 from factory.questions import read_questions, read_user_questions
 from factory.records import Document, Dropped, InputError, Pair, Passage, read_records
 from factory.review import Review
 from factory.rows import Asked, Rows
+from factory.serve import check_there
 from factory.workspace import Outcome, Workspace, sha256_file, write_json, write_jsonl
 
 __all__ = ["CANDIDATES", "DECISIONS", "DOCUMENTS", "KEPT", "PAIRS", "PASSAGES", "SCORES", "Build", "build"]
@@ -73,6 +74,7 @@ class Build:
         self.tests = read_questions(tests) if tests else []
         self.tests_digest = sha256_file(tests) if tests else None
         self.review = Review.read(ws.root, say)
+        self._check()
 
     def run(self) -> None:
         if self.config.rounds.count > 1:
@@ -81,6 +83,18 @@ class Build:
             self.launch = check_training(self.config, self.ws.root)
         self.questions()
         self.rows()
+
+    def _check(self) -> None:
+        """See, before hours of work, that what the later stages need is there."""
+        c = self.config
+        sources_of(c, self.encoder)
+        if c.score.reranker and c.score.reranker != "llm":
+            load_reranker(c.score.reranker)
+        if c.input.kind != "pairs" and "generate" not in self.ws.manifest["stages"]:
+            check_there(c.llm)
+            own = c.generate.prompt
+            for file in own.values() if isinstance(own, dict) else [own] if own else []:
+                read_prompt(Path(file), VARIABLES)
 
     def questions(self) -> None:
         """Stages 1 to 4: documents → kept questions."""

@@ -34,6 +34,8 @@ def repeated(pairs: Sequence[Pair], tests: Iterable[str], config: QualityConfig)
     left = [p for p in ordered if p.id not in found]
     found |= _on_one_passage(left, text, config.duplicate)
     left = [p for p in left if p.id not in found]
+    found |= _held_out_already(left, text)
+    left = [p for p in left if p.id not in found]
     for alike in _across(left, text, config.duplicate_across):
         targets = {p.duplicate_group for p in alike}
         free = [p for p in alike if p.origin == "generated"]
@@ -44,6 +46,15 @@ def repeated(pairs: Sequence[Pair], tests: Iterable[str], config: QualityConfig)
         others = [p for p in free if p is not first]
         found |= {p.id: ("duplicate-question", f"nearly {first.query[:60]!r} on {first.passage_id}") for p in others}
     return found
+
+
+def _held_out_already(pairs: Sequence[Pair], text: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """Given pairs whose question is held out with another answer: a question that is trained on tests nothing."""
+    asked: dict[str, set[str]] = {s: {text[p.id] for p in pairs if p.split == s} for s in ("eval", "dev")}
+    before = {"eval": set(), "dev": asked["eval"], "train": asked["eval"] | asked["dev"]}
+    return {
+        p.id: ("equals-a-held-out-question", "") for p in pairs if p.origin == "given" and text[p.id] in before[p.split]
+    }
 
 
 def _on_one_passage(pairs: Sequence[Pair], text: dict[str, str], ratio: float) -> dict[str, tuple[str, str]]:

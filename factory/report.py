@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from factory.diversity import QUESTIONS
-from factory.evaluation import read_evaluation
+from factory.evaluation import read_evaluation, stale_set
 from factory.languages import language as text_language
 from factory.modelfiles import read_json
 from factory.records import InputError, read_lines
@@ -58,6 +58,8 @@ def write_report(run_folder: Path, language: Language = "auto") -> Path:
     if not run_folder.is_dir():
         raise InputError("no such run folder", where=run_folder, fix="give the --out of a `bge-factory build`")
     run, first = _json(run_folder / "run.json"), read_evaluation(run_folder / "evaluation.json")
+    if stale := stale_set(first, run):
+        first = {}
     described = _json(run_folder / QUESTIONS)
     samples, lengths = _training_rows(run_folder / "train.jsonl", _types(run_folder / "4-kept.jsonl"))
     stages: dict[str, Any] = run.get("stages", {})
@@ -101,6 +103,7 @@ def write_report(run_folder: Path, language: Language = "auto") -> Path:
         parts=[p for p in PARTS if (views[p] if p in ("questions", "rounds") else p != "negatives" or negatives)],
         subtitle=subtitle(run.get("config", {})),
         done=done(run, first),
+        stale=stale,
         result_flow=result_flow(views["verdicts"][0].verdict if views["verdicts"] else ""),
         samples=samples,
         lengths=_lengths(lengths),

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from factory.false_negatives import wilson
-from factory.records import read_lines
+from factory.records import Pair, read_lines, read_records
 from factory.report_words import Text, say
-from factory.review import LOG, Review, read_log
+from factory.review import LOG, Review
 
 VERDICTS = ("good", "not-answerable", "positive", "drop")
 
@@ -21,7 +21,8 @@ class Reviews:
     negatives, and the expert says that it, or one of them, is wrong; `interval` is Wilson's, 95 %, both in percent.
 
     Attributes:
-        verdicts: (name, number, percent) of each verdict. of_questions: all kept ones. stale: decisions on others.
+        verdicts: (name, number, percent) of each verdict. of_questions: all kept ones. stale: decisions on others, or on
+            texts that have changed since.
         false_negatives: negatives that were said to answer the question.
     """
 
@@ -39,23 +40,25 @@ def reviews_view(run_folder: Path, say_line: Any = lambda _: None) -> Reviews | 
     """None where nobody has decided anything.
 
     Raises:
-        InputError: a line of review.jsonl is no decision.
+        InputError: a line of review.jsonl is no decision, or one of the run's files is damaged.
     """
     if not (run_folder / LOG).is_file():
         return None
-    decisions = Review(read_log(run_folder, say_line).effective()).decisions
-    kept = run_folder / "4-kept.jsonl"
-    questions = {row["id"] for _, row in read_lines(kept)} if kept.is_file() else set()
-    held = [d for d in decisions.values() if d.id in questions] if questions else list(decisions.values())
-    if not decisions:
+    review = Review.read(run_folder, say_line)
+    if not review:
         return None
+    kept, passages = run_folder / "4-kept.jsonl", run_folder / "2-passages.jsonl"
+    pairs = read_records(kept, Pair) if kept.is_file() else []
+    text = {p.target_id: p.target_text for p in pairs}
+    text |= {row["id"]: row["text"] for _, row in read_lines(passages)} if passages.is_file() else {}
+    held = list((review.holding(pairs, text) if pairs else review.decisions).values())
     seen = Counter(str(d.decision) for d in held)
     against = len(held) - seen["good"]
     low, high = wilson(against, len(held))
     return Reviews(
         reviewed=len(held),
-        of_questions=len(questions),
-        stale=len(decisions) - len(held),
+        of_questions=len(pairs),
+        stale=len(review) - len(held),
         reviewers=len({d.reviewer for d in held}),
         verdicts=[(say(f"review.{v}"), seen[v], 100 * seen[v] / max(len(held), 1)) for v in VERDICTS],
         contradicted=against,

@@ -55,9 +55,8 @@ def training_view(run_folder: Path, evaluation: Mapping[str, Any], run: Mapping[
 
 
 def _folder(run_folder: Path, path: Path) -> Path:
-    """Of the model that was evaluated; the one in the run's folder first, wherever that has been moved to."""
-    inside = run_folder / path.name
-    return inside if inside.is_dir() else path
+    """Of the model that was evaluated; where it is no longer there, what has its name in the run's folder, which may have moved."""
+    return run_folder / path.name if not path.is_dir() and (run_folder / path.name).is_dir() else path
 
 
 def _training(run_folder: Path, name: str, folder: Path, run: Mapping[str, Any]) -> Training:

@@ -83,9 +83,14 @@ class History:
         mine = self._of.get(pair, [])
         return next((d for d in reversed(mine) if d.decision != "skip"), mine[-1] if mine else None)
 
-    def last_by(self, reviewer: str) -> Decision | None:
-        """The reviewer's latest decision that nobody has decided over since."""
-        return next((d for d in reversed(self._order) if d.reviewer == reviewer and self.last(d.id) is d), None)
+    def last_by(self, reviewer: str, counts: Callable[[Decision], bool]) -> Decision | None:
+        """The reviewer's latest decision, of those that count, that nobody has decided over since."""
+        mine = (d for d in reversed(self._order) if d.reviewer == reviewer and self.last(d.id) is d)
+        return next((d for d in mine if counts(d)), None)
+
+    def stands(self, decision: Decision) -> bool:
+        """Whether the reviewer has said the very same already, at whatever time, and not taken it back."""
+        return any(d.model_copy(update={"time": decision.time}) == decision for d in self._of.get(decision.id, ()))
 
     def effective(self) -> dict[str, Decision]:
         """By pair id, without skips, in the order of ids."""
@@ -179,10 +184,10 @@ class ReviewLog:
             self.history.take(decision)
             return True
 
-    def undo(self, reviewer: str) -> Decision | None:
-        """Take the reviewer's latest decision back and return it; None if there is none."""
+    def undo(self, reviewer: str, counts: Callable[[Decision], bool] = lambda _: True) -> Decision | None:
+        """Take the reviewer's latest decision, of those that count, back and return it; None if there is none."""
         with self._mutex:
-            last = self.history.last_by(reviewer)
+            last = self.history.last_by(reviewer, counts)
             if last:
                 self.add(Decision(time=now(), id=last.id, decision="undo", reviewer=reviewer))
             return last

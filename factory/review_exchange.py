@@ -26,6 +26,7 @@ CHOICES = {
     "skip": "skip 跳过",
 }
 QUESTION, DECISION, MARKED = "question", "decision", "answering_negatives"
+SUBMITTED = ("response.status", "==", "submitted")
 GUIDELINES = (
     "Does the positive answer the question? Does one of the negatives answer it, too? "
     "正例能回答这个问题吗？负例里有没有也能回答的？"
@@ -35,32 +36,43 @@ GUIDELINES = (
 def exchange(
     run: Path, say: Callable[[str], None], import_: Path | None, argilla: Path | None, label_studio: Path | None
 ) -> None:
-    """Import first, if asked, then export, with the decisions that there are as suggestions."""
+    """Import first, if asked, then export, with the decisions that there are as suggestions.
+
+    What stands in the log already is not imported again: what has been decided since would no longer count.
+
+    Raises:
+        InputError: the file to import is not one of ours; two of the files are the same.
+    """
+    settings = argilla and argilla.with_suffix(".settings.json")
+    config = label_studio and label_studio.with_suffix(".xml")
+    files = [file.resolve() for file in (import_, argilla, settings, label_studio, config) if file]
+    if twice := next((file for file in files if files.count(file) > 1), None):
+        fix = "Label Studio's tasks end in .json, its labelling config beside them in .xml; give each export a name of its own"
+        raise InputError("one file, and two things to be written or read there", where=twice, fix=fix)
     items = Items(run)
     with ReviewLog(run, say) as log:
         if import_:
             decisions, problems = read_decisions(import_)
             known = [d for d in decisions if d.id in items.pairs]
-            new = sum(log.add(decision) for decision in known)
+            missing = [d for d in known if not log.history.stands(d)]
+            new = sum(log.add(decision) for decision in missing)
             say(f"{len(known):,} decisions from {import_}, {new:,} of them new: {log.path}")
             for problem in problems:
                 say(f"left out: {problem}")
             if unknown := len(decisions) - len(known):
                 say(f"left out: {unknown:,} decisions on questions that this run does not have")
-        shown = [(items.item(i, d), d) for i in items.order for d in [log.history.of(i)]]
+        shown = [(items.item(i, d), d) for i in items.order for d in [items.holding(log.history.of(i))]]
     size = max((len(item.candidates) for item, _ in shown), default=0)
-    if argilla:
-        settings = argilla.with_suffix(".settings.json")
+    if argilla and settings:
         write_json(argilla, [argilla_record(item, d) for item, d in shown])
         write_json(settings, argilla_settings(size))
         say(
             f"{len(shown):,} records: {argilla}\nsettings: {settings}\n"
             f"next, in Python: d = argilla.Dataset(name=…, settings=argilla.Settings.from_json({str(settings)!r})); d.create(); "
-            f"d.records.from_json({str(argilla)!r})\nafterwards: d.records.to_json(FILE), "
-            f"then bge-factory review {run} --import FILE"
+            f"d.records.from_json({str(argilla)!r})\nafterwards, without drafts and discarded answers: "
+            f"d.records(argilla.Query(filter={SUBMITTED!r})).to_json(FILE), then bge-factory review {run} --import FILE"
         )
-    if label_studio:
-        config = label_studio.with_suffix(".xml")
+    if label_studio and config:
         write_json(label_studio, [label_studio_task(item, d, size) for item, d in shown])
         with atomic_text(config) as f:
             f.write(label_studio_config(size))
@@ -209,8 +221,13 @@ def read_decisions(path: Path) -> tuple[list[Decision], list[str]]:
         try:
             keys, given = (row["metadata"], _argilla(row)) if "fields" in row else (row["data"], _label_studio(row))
             for verdict, marked, reviewer in given:
-                if verdict == "positive" and not marked:
+                size = len(keys["negative_ids"])
+                if not verdict:
+                    problems.append(f"{where}: answered by {reviewer}, but not submitted, or the record not completed")
+                elif verdict == "positive" and not marked:
                     problems.append(f"{where}: negatives answer it, too, and none is marked")
+                elif verdict == "positive" and not all(1 <= int(n) <= size for n in marked):
+                    problems.append(f"{where}: marked negatives {', '.join(map(str, marked))}, of {size}")
                 else:
                     found.append(_decision(keys, verdict, marked, reviewer))
         except (KeyError, TypeError, IndexError, ValueError, AttributeError) as e:
@@ -219,13 +236,18 @@ def read_decisions(path: Path) -> tuple[list[Decision], list[str]]:
     return found, problems
 
 
-Annotation = tuple[str, list[str], str]  # decision, numbers of negatives, reviewer
+Annotation = tuple[str, list[str], str]  # decision ("": not submitted), numbers of negatives, reviewer
 
 
 def _argilla(row: Mapping[str, Any]) -> list[Annotation]:
+    """What argilla writes tells of the record alone whether it is completed: whether enough answers were submitted."""
     marked = {r["user_id"]: r["value"] for r in row["responses"].get(MARKED, [])}
     answers = row["responses"].get(DECISION, [])
-    return [(r["value"], marked.get(r["user_id"]) or [], str(r["user_id"])) for r in answers]
+    whole = "submitted" if row.get("status", "completed") == "completed" else "draft"
+    return [
+        (r["value"] if r.get("status", whole) == "submitted" else "", marked.get(r["user_id"]) or [], str(r["user_id"]))
+        for r in answers
+    ]
 
 
 def _label_studio(row: Mapping[str, Any]) -> list[Annotation]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from factory.records import InputError, Pair, Passage, read_records
 from factory.retrieve import SOURCES, targets_of
-from factory.review import REVIEW, Decision, digest
+from factory.review import REVIEW, Decision, Review, digest
 from factory.settings import ChooseConfig
 
 ALSO = "also"  # the reason of a positive that the question's pair names
@@ -80,6 +80,7 @@ class Items:
         self.pairs = {p.id: p for p in pairs}
         passages = read_records(run / "2-passages.jsonl", Passage)
         self._targets = {t.id: t for t in targets_of(passages, pairs)}
+        self._text = {t.id: t.text for t in self._targets.values()}
         self._passages = {p.id: p for p in passages}
         self._by_text = {t.text: t.id for t in self._targets.values()}
         self._columns = _candidates(run)
@@ -108,6 +109,11 @@ class Items:
         candidates.sort(key=lambda t: (-(t.probability or 0), -(t.closeness or 0)))
         texts = {pair.id: digest(pair.query, pair.target_text)} | {t.id: digest(t.text) for t in candidates}
         return Item(pair, tuple(positives), tuple(candidates), texts)
+
+    def holding(self, decision: Decision | None) -> Decision | None:
+        """The decision as a build would apply it; None if it is on a question or a text that is no longer here."""
+        pair = self.pairs.get(decision.id) if decision else None
+        return Review({pair.id: decision}).holding([pair], self._text).get(pair.id) if decision and pair else None
 
     def _candidate(self, row: int) -> Text:
         c = self._columns

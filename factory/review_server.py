@@ -49,7 +49,7 @@ class Session:
 
     def item(self, pair: str) -> dict[str, Any]:
         """A question with its texts; each text, and the question, as pieces of which the shared ones are marked."""
-        decision = self.log.history.of(pair)
+        decision = self._decision(pair)
         shown = self._item(pair)
         query = shown.pair.query
         told = shown.to_json() | {"pieces": pieces(query, shown.pair.target_text)}
@@ -72,7 +72,7 @@ class Session:
         return {"id": pair, "decision": self._decided(pair)}
 
     def undo(self) -> dict[str, Any]:
-        last = self.log.undo(self.reviewer)
+        last = self.log.undo(self.reviewer, lambda d: self.items.holding(d) is not None)
         return {"id": last and last.id, "decision": last and self._decided(last.id)}
 
     def table(self) -> bytes:
@@ -89,13 +89,16 @@ class Session:
         return file.getvalue().encode("utf-8-sig")
 
     def _decided(self, pair: str) -> str:
-        decision = self.log.history.of(pair)
+        decision = self._decision(pair)
         return decision.decision if decision else ""
+
+    def _decision(self, pair: str) -> Decision | None:
+        return self.items.holding(self.log.history.of(pair))
 
     def _item(self, pair: str) -> Item:
         if pair not in self.items.pairs:
             raise Refused(HTTPStatus.NOT_FOUND, f"no such question: {pair}")
-        return self.items.item(pair, self.log.history.of(pair))
+        return self.items.item(pair, self._decision(pair))
 
 
 class Server(ThreadingHTTPServer):
@@ -193,12 +196,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, work: Callable[[str, dict[str, list[str]]], None]) -> None:
         try:
-            parts = urlsplit(self.path)
-            work(self._admitted(parts.path), parse_qs(parts.query))
+            path, query = self._asked()
+            work(self._admitted(path), parse_qs(query))
         except Refused as e:
             self._send(e.message.encode(), "text/plain; charset=utf-8", status=e.status)
         except InputError as e:  # the disk is full
             self._send(str(e).encode(), "text/plain; charset=utf-8", status=HTTPStatus.INSUFFICIENT_STORAGE)
+
+    def _asked(self) -> tuple[str, str]:
+        try:
+            parts = urlsplit(self.path)
+        except ValueError as e:
+            raise Refused(HTTPStatus.BAD_REQUEST, "not an address") from e
+        return parts.path, parts.query
 
     def _admitted(self, path: str) -> str:
         """What follows the token. A foreign name in Host is a page elsewhere whose name was turned to this machine."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.config import Config
+from factory.evalset import SET_FILES
 from factory.export import TRAIN, export_stage, held_out_sets
 from factory.judge import judge_identity
 from factory.models import Encoder, model_fingerprint
@@ -69,7 +70,8 @@ class Rows:
             self.asked.review,
         )
         preset = c.choose.preset == "window"  # which is over an index of its own
-        stage("mine", negatives.mine, inputs=files, outputs=[CANDIDATES], rests_on=[c.mine, self.model, preset])
+        depth = [c.depth] if c.depth > c.mine.top_k else []
+        stage("mine", negatives.mine, inputs=files, outputs=[CANDIDATES], rests_on=[c.mine, self.model, preset, *depth])
         reranker = [c.score, c.choose.near_copy, self._reranker_identity()]
         stage(
             "score",
@@ -98,7 +100,7 @@ class Rows:
             outputs=[DECISIONS],
             rests_on=[c.choose, c.seed, *review.promoting()],
         )
-        sets = [f"{name}/{file}" for name in self.sets for file in ("corpus.jsonl", "queries.jsonl", "qrels.tsv")]
+        sets = [f"{name}/{file}" for name in self.sets for file in SET_FILES]
         stage(
             "export",
             lambda: export_stage(

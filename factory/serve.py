@@ -43,6 +43,24 @@ class Endpoint:
         return f"Endpoint({self.url}, {self.model})"
 
 
+def check_there(config: LLMConfig) -> None:
+    """See that what `serve` needs on this machine is there.
+
+    Raises:
+        InputError: the model, the executable or the key is not.
+    """
+    if config.serve == "endpoint" and config.api_key_env and not os.environ.get(config.api_key_env):
+        raise InputError(
+            f"environment variable {config.api_key_env} is not set", where="llm.api_key_env", fix="export it"
+        )
+    if config.serve in ("llamacpp", "vllm") and not (config.model and Path(config.model).exists()):
+        fix = "a GGUF file for llamacpp, a model folder for vllm"
+        raise InputError(f"no such model {config.model!r}", where="llm.model", fix=fix)
+    if config.serve == "vllm" and not shutil.which(config.executable[0]):
+        what = f"cannot start {config.executable[0]!r}: no such program"
+        raise InputError(what, where="llm.executable", fix="give its full path")
+
+
 @contextmanager
 def serve(config: LLMConfig, log: Path, say: Callable[[str], None]) -> Iterator[list[Endpoint]]:
     """Healthy endpoints, of our own servers one; a server that we started is stopped at the end, also after an error or Ctrl-C.
@@ -54,21 +72,12 @@ def serve(config: LLMConfig, log: Path, say: Callable[[str], None]) -> Iterator[
     if config.serve == "endpoint":
         yield [_running(url, config) for url in ([config.url] if isinstance(config.url, str) else config.url)]
         return
-    if not config.model or not Path(config.model).exists():
-        raise InputError(
-            f"no such model {config.model!r}",
-            where="llm.model",
-            fix="a GGUF file for llamacpp, a model folder for vllm",
-        )
+    check_there(config)
     port = free_port()
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bge-factory-") as scratch, open(log, "wb") as output:
         command, environment = (_vllm if config.serve == "vllm" else _llamacpp)(config, port)
         say(f"starting {config.serve} with {Path(config.model).name} on port {port} (log: {log})")
-        if not shutil.which(command[0]):
-            raise InputError(
-                f"cannot start {command[0]!r}: no such program", where="llm.executable", fix="give its full path"
-            )
         process = subprocess.Popen(
             [sys.executable, "-IS", str(Path(__file__).with_name("supervise.py")), *command],
             stdout=output,
@@ -86,9 +95,8 @@ def serve(config: LLMConfig, log: Path, say: Callable[[str], None]) -> Iterator[
 
 
 def _running(address: str, config: LLMConfig) -> Endpoint:
+    check_there(config)
     key = os.environ.get(config.api_key_env, "") if config.api_key_env else ""
-    if config.api_key_env and not key:
-        raise InputError(f"environment variable {config.api_key_env} is not set", where="llm.api_key_env")
     url = address.rstrip("/")
     url = url if url.endswith("/v1") else url + "/v1"
     endpoint = Endpoint(url, config.model, key)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _as_written(value: object) -> object:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_written)]  # YAML reads a bare on as true
 
 
 class Part(BaseModel):
@@ -16,7 +23,9 @@ class Part(BaseModel):
 class InputConfig(Part):
     """Where the text comes from."""
 
-    path: str | list[str] = Field(description="a folder, a file or a glob, or a list of these")
+    path: str | Annotated[list[str], Field(min_length=1)] = Field(
+        description="a folder, a file or a glob, or a list of these"
+    )
     kind: Literal["documents", "passages", "pairs"] = Field(
         "documents",
         description="documents: split into passages. passages: one passage a line (BEIR corpus.jsonl, .csv with a text "
@@ -106,6 +115,7 @@ class LLMConfig(Part):
     )
     executable: list[str] = Field(
         default_factory=lambda: ["vllm", "serve"],
+        min_length=1,
         description="vllm only: the command, which may live in another environment",
     )
     arguments: list[str] = Field(
@@ -140,7 +150,7 @@ class MineConfig(Part):
     """Where candidates come from."""
 
     top_k: int = Field(100, ge=1, description="candidates of each source for each question")
-    sources: list[Literal["dense", "bm25", "sparse"]] | None = Field(
+    sources: Annotated[list[Literal["dense", "bm25", "sparse"]], Field(min_length=1)] | None = Field(
         None, description="default: dense and bm25, and sparse when the model has m3's sparse head"
     )
     index: Literal["auto", "flat", "hnsw", "ivf"] = Field(
@@ -154,19 +164,21 @@ class MineConfig(Part):
 
 
 class ScoreConfig(Part):
+    """A cross-encoder that reads candidates, if there is one; the other features are always measured."""
+
     reranker: str | None = Field(
         None,
         description="a folder (bge-reranker-v2-m3, any cross-encoder), or llm: the configured LLM's yes against its no. "
         "Writes pos_scores/neg_scores",
     )
     rerank_depth: int = Field(50, ge=1, description="candidates that it reads for each question, near-copies left out")
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, description="texts that a cross-encoder reads at once; 32 fits a CPU and any GPU")
 
 
 class JudgeConfig(Part):
     """The LLM says of some candidates whether they answer the question; from these a model for all is learnt."""
 
-    use: Literal["auto", "on", "off"] = Field(
+    use: Switch = Field(
         "auto",
         description="auto: with choose.preset resolve and llm.serve vllm or endpoint; on a CPU a judgement takes seconds",
     )
@@ -184,7 +196,7 @@ class Rule(Part):
     """One line of `choose.rules`. The first rule that holds decides."""
 
     when: str = Field(description="an SQL condition over the columns of 6-scores.parquet")
-    then: Literal["reject", "keep"] = "reject"
+    then: Literal["reject", "keep"] = Field("reject", description="keep: no later rule can reject it")
     reason: str = Field("", description="what 7-decisions.parquet says; default: the condition")
 
 
@@ -219,7 +231,9 @@ class ChooseConfig(Part):
         0.95, description="resolve with a judge: probability from which a judged candidate becomes a positive; 1 never"
     )
     range: tuple[int, int] = Field(
-        (10, 210), description="range: first and last rank, counted from 0, the last not included (range_for_sampling)"
+        (10, 210),
+        description="range: first and last rank, counted from 0, the last not included (range_for_sampling); every source "
+        "is mined down to the last",
     )
     window: tuple[float, float] = Field(
         (0.4, 0.7),
@@ -231,6 +245,17 @@ class ChooseConfig(Part):
         "fill",
         description="a question with fewer allowed candidates: fill up from easier ranks and mark it, or drop the question",
     )
+
+    @model_validator(mode="after")
+    def _some_candidate_fits(self) -> ChooseConfig:
+        for name, (low, high) in (("range", self.range), ("window", self.window)):
+            if not 0 <= low < high:
+                raise ValueError(f"{name}: expected two numbers from 0 on, the smaller one first, got {[low, high]}")
+        if self.rules and self.preset != "rules":
+            raise ValueError(f"rules are read with preset: rules alone, and the preset is {self.preset}")
+        if self.preset == "rules" and not self.rules:
+            raise ValueError("preset: rules needs rules, e.g. [{when: 'score > 0.8', reason: too near}]")
+        return self
 
 
 class RoundsConfig(Part):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from factory.settings import Fraction, Part
+from factory.settings import Fraction, Part, Switch
 
 Pairing = Literal["question-document", "question-answer", "question-question"]
 
@@ -17,7 +17,12 @@ class GenerateConfig(Part):
     pairing: Pairing = Field(
         "question-document", description="what a question is trained to find: the passage, the answer, or a rewording"
     )
-    questions_per_passage: int = Field(3, ge=1, le=10)
+    questions_per_passage: int = Field(
+        3,
+        ge=1,
+        le=10,
+        description="asked for in one answer; more make the LLM repeat itself, and the repeats are dropped",
+    )
     asker: str | list[str] = Field(
         "",
         description="who asks, in the passages' language, e.g. 'a nurse on a night shift'; of several each passage gets the "
@@ -68,7 +73,9 @@ class GenerateConfig(Part):
 
     @model_validator(mode="after")
     def _some_type(self) -> GenerateConfig:
-        if isinstance(self.types, dict) and self.types and not sum(self.types.values()):
+        if not self.types:
+            raise ValueError("types: names no kind of question; leave the key out for fact, how-to and reason")
+        if isinstance(self.types, dict) and not sum(self.types.values()):
             raise ValueError("types: every share is 0")
         return self
 
@@ -97,8 +104,8 @@ class QualityConfig(Part):
         "no-subject (为什么它会裂？), copied, answer-not-in-passage, answer-in-question, from-the-demonstration (a subject of the "
         "prompt's demonstration that the passage does not have)",
     )
-    min_characters: int = Field(5, ge=1)
-    max_characters: int = Field(300, ge=10)
+    min_characters: int = Field(5, ge=1, description="a shorter question says too little to be searched for")
+    max_characters: int = Field(300, ge=10, description="a longer one is a copied passage, or an LLM that ran on")
     max_copy: Fraction = Field(
         0.9, description="partial_ratio of question and passage (rapidfuzz) above which it is copied"
     )
@@ -134,7 +141,7 @@ class QualityConfig(Part):
         "drop",
         description="a question whose passage none of them finds: it goes, or it stays if the LLM says that the passage answers",
     )
-    judge: Literal["auto", "on", "off"] = Field(
+    judge: Switch = Field(
         "off",
         description="the LLM says of each question whether its passage answers it and whether it names its subject. auto: with "
         "llm.serve vllm or endpoint, since on a CPU each judgement takes seconds. Off: a 1.5 B model's word did not earn its time",
@@ -144,7 +151,7 @@ class QualityConfig(Part):
         ge=0,
         le=50,
         description="other passages, the base model's first ones, of which the LLM is asked whether they answer the question too; "
-        "0 turns the test off",
+        "needs the judge; 0 turns the test off",
     )
     max_elsewhere: int = Field(
         2, ge=0, description="if at most so many of them do, they become positives; if more do, the question goes"

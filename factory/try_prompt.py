@@ -50,6 +50,9 @@ def try_prompts(
     Args:
         prompts: files to try; with a single one the configuration's own prompt stands beside it, with none alone.
     """
+    if config.llm.serve == "batch":
+        what = "llm.serve is batch, and prompts are tried on a server that answers now"
+        raise InputError(what, fix="serve: endpoint, vllm or llamacpp in a copy of the YAML file")
     tried: list[Path | None] = [*([None] if len(prompts) < 2 else []), *prompts]
     languages = {read_prompt(p, VARIABLES).header.language for p in prompts} - {None}
     if len(languages) > 1:

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import sys
 import time
 from collections import Counter
@@ -125,8 +126,7 @@ class Workspace:
             raise InputError(
                 "another bge-factory works in this folder", where=root, fix="wait until it ends, or give another --out"
             ) from e
-        for stale in root.rglob(".*.tmp"):
-            stale.unlink(missing_ok=True)
+        _clear(root)
         self.manifest = self._read_manifest()
         self.manifest |= {
             "bge_factory": __version__,
@@ -210,6 +210,28 @@ class Workspace:
         if not isinstance(manifest, dict) or "bge_factory" not in manifest:
             raise InputError("not a manifest of bge-factory", where=self.path(MANIFEST), fix="give another --out")
         return manifest
+
+
+def _clear(root: Path) -> None:
+    """Take away what processes that have died left half-written in a folder; those alive may be at it."""
+    for stale in list(root.rglob(".*.tmp")):
+        pid = stale.name.split(".")[-2]
+        if not pid.isdigit() or _alive(int(pid)):
+            continue
+        if stale.is_dir() and not stale.is_symlink():
+            shutil.rmtree(stale, ignore_errors=True)
+        else:
+            stale.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _version(name: str) -> str | None:

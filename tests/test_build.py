@@ -254,6 +254,11 @@ def test_pairs_that_a_user_has_need_no_llm(tmp_path, minilm_en):
     pairs.write_text(pairs.read_text(encoding="utf-8-sig").replace("How do I fix", "Who mends"), encoding="utf-8")
     assert build(config, tmp_path / "run").returncode == 0
     assert all(e.query.startswith("Who mends") for e in read_records(tmp_path / "run" / TRAIN, Example))
+    # nothing held out any more: what was is trained on, and is no test
+    config.write_text(yaml.safe_dump(settings | {"split": {"eval": 0}}))
+    done = build(config, tmp_path / "run")
+    assert len(read_records(tmp_path / "run" / TRAIN, Example)) == 10
+    assert not (tmp_path / "run" / "eval").exists() and "held-out set" not in done.stderr
 
 
 def test_help_teaches_and_version_is_told():

@@ -77,9 +77,14 @@ def test_the_interval_of_thirty_questions_holds_the_truth_in_95_of_100_experimen
     assert 0.94 < ((low <= 0) & (high >= 0)).mean() < 0.97
 
 
-def test_the_interval_of_one_question_or_of_no_difference_is_its_mean() -> None:
-    assert metrics.bootstrap(np.array([[0.5, 0.0]])).tolist() == [[0.5, 0.5], [0, 0]]
-    assert metrics.bootstrap(np.zeros((20, 1))).tolist() == [[0, 0]]
+def test_so_few_questions_that_the_test_cannot_tell_show_nothing_however_they_agree() -> None:
+    for n in range(1, 8):
+        gains = np.full((n, 1), 0.5)
+        (low, high), p = metrics.bootstrap(gains)[0], metrics.randomisation(gains)[0]
+        assert (low > 0) == (p < 0.05), n
+        assert low <= 0.5 <= high
+    for n in (1, 20):
+        assert metrics.bootstrap(np.zeros((n, 1))).tolist() == [[0, 0]]
 
 
 def test_bm25_finds_in_both_languages_and_leaves_out_what_shares_no_word() -> None:
@@ -207,6 +212,8 @@ def test_colbert_and_the_sum_are_flagembeddings_own_scores(tmp_path: Path) -> No
         ("q0 d0 1", r"qrels\.tsv:3: expected 3 columns separated by tabs, got 1"),
         ("q0\td0\tyes", r"qrels\.tsv:3: the grade must be a whole number, got 'yes'"),
         ("q0\td0\t0.5", r"qrels\.tsv:3: the grade must be a whole number"),
+        ("q0\td0\tnan", r"qrels\.tsv:3: the grade must be a whole number"),
+        ("q0\td0\tinf", r"qrels\.tsv:3: the grade must be a whole number"),
         ("q9\td0\t1", r"qrels\.tsv:3: query 'q9' is judged, but not in queries\.jsonl"),
         ("q0\td9\t1", r"qrels\.tsv:3: passage 'd9' is judged, but not in corpus\.jsonl"),
     ],
@@ -219,6 +226,13 @@ def test_a_bad_judgement_is_an_error_that_names_file_and_line(tmp_path: Path, li
 def test_the_set_is_read_in_both_layouts_with_and_without_a_header(tmp_path: Path) -> None:
     ours = read_eval_set(write_set(tmp_path / "a", GOOD))
     assert ours.relevant == [{0: 1}, {1: 2}, {3: 1}, {2: 1}]
+    windows = write_set(tmp_path / "c", GOOD)
+    (windows / "qrels.tsv").write_bytes((windows / "qrels.tsv").read_bytes().replace(b"\n", b"\r\n"))
+    assert read_eval_set(windows) == ours
+    odd = write_set(tmp_path / "d", GOOD)  # U+2028 ends no line
+    for file in ("queries.jsonl", "qrels.tsv"):
+        (odd / file).write_text((odd / file).read_text("utf-8").replace("q0", "q\u20280"), "utf-8")
+    assert read_eval_set(odd).relevant == ours.relevant
     beir = write_set(tmp_path / "b", GOOD, header=False)
     (beir / "qrels").mkdir()
     (beir / "qrels.tsv").rename(beir / "qrels" / "test.tsv")

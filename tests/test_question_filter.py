@@ -50,6 +50,9 @@ def test_repeats_are_found_over_the_whole_corpus():
         asked(8, "测试里的问题？"),
         asked(9, "砂轮裂了还能用吗？", origin="given"),
         asked(10, "砂轮裂了还能用吗？"),
+        asked(11, "氩气瓶怎么存放？", split="eval", origin="given"),
+        asked(12, "氩气瓶怎么存放？", origin="given"),  # another answer to a question that is held out
+        asked(13, "氩气瓶 怎么存放?", split="dev", origin="given"),
     ]
     found = repeated(pairs, ["测试里的 问题?"], QualityConfig())
     assert {i: reason for i, (reason, _) in found.items()} == {
@@ -60,7 +63,21 @@ def test_repeats_are_found_over_the_whole_corpus():
         "q7": "duplicate-question",
         "q8": "equals-a-test-question",
         "q10": "duplicate-question",
+        "q12": "equals-a-held-out-question",
+        "q13": "equals-a-held-out-question",
     }
+
+
+def test_a_held_out_question_with_several_answers_is_one_query_to_which_all_are_relevant():
+    targets = [target(i) for i in range(4)]
+    texts = ["护目镜戴多久换？", "护目镜戴多久 换?", "砂轮多久换？", "护目镜戴多久换？"]
+    splits = ["eval", "eval", "eval", "train"]
+    pairs = [
+        pair(i, t, q).model_copy(update={"split": s}) for i, (t, q, s) in enumerate(zip(targets, texts, splits, strict=True))
+    ]
+    queries, relevant = held_out(pairs, targets, "eval")
+    assert [q["_id"] for q in queries] == ["q0", "q2"]
+    assert relevant == {"q0": ["t0", "t1", "t3"], "q2": ["t2"]}
 
 
 class Turned:

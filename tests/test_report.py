@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from factory import metrics
 from factory.records import InputError
 from factory.report import SAMPLES, write_report
 
@@ -179,6 +180,29 @@ def test_gates_sets_groups_and_wins_are_shown_and_nothing_of_their_texts_is_run(
     ):  # fmt: skip
         assert said in text, said
     assert "<script" not in page and "not dense" not in page
+
+
+def test_an_evaluation_of_questions_that_are_no_longer_held_out_gives_no_verdict(run: Path) -> None:
+    means = {f"{name}@10": 0.5 for name in metrics.METRICS}
+    change = {name: {"value": 0.1, "low": 0.05, "high": 0.15, "p": 0.001} for name in means}
+    measured = {
+        "name": "eval", "eval_set": "/elsewhere/run/eval", "data": {"queries.jsonl": "aa", "corpus.jsonl": "bb"},
+        "passages": 9, "queries": 200, "queries_without_judgement": 0, "judgements": 200, "cutoffs": [10], "metric": "ndcg@10",
+        "models": {"base": {"path": "b"}, "tuned": {"path": "t"}}, "seconds": {},
+        "rows": [{"model": m, "mode": mode, "metrics": means} for m, mode in (("BM25", ""), ("base", "dense"), ("tuned", "dense"))],
+        "differences": [{"model": "tuned", "base": "base", "mode": "dense", "metrics": change}],
+    }  # fmt: skip
+    (run / "evaluation.json").write_text(json.dumps(measured))
+    outputs = {"eval/queries.jsonl": "aa", "eval/corpus.jsonl": "bb", "train.jsonl": "cc"}
+    told = json.loads(json.dumps(RUN))
+    told["stages"]["export"]["outputs"] = outputs
+    (run / "run.json").write_text(json.dumps(told))
+    assert "The whole interval" in write_report(run).read_text(encoding="utf-8")
+    for now in (outputs | {"eval/queries.jsonl": "dd"}, {"train.jsonl": "cc"}):  # drawn anew, or nothing held out
+        told["stages"]["export"]["outputs"] = now
+        (run / "run.json").write_text(json.dumps(told))
+        page = english(write_report(run).read_text(encoding="utf-8"))
+        assert "measured on another eval/" in page and "The whole interval" not in page and "Not measured yet" in page
 
 
 @pytest.mark.parametrize(

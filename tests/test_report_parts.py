@@ -266,6 +266,20 @@ def test_training_curves_are_those_of_the_events_and_damage_is_named(tmp_path: P
     assert "there are no TensorBoard events in <code>tuned</code>" in page and "没有 TensorBoard 事件文件" in page
 
 
+def test_the_training_that_is_told_is_that_of_the_model_that_was_measured(tmp_path: Path) -> None:
+    """Another run's tuned/ beside a run that has one of that name; and a run that has moved."""
+    for place, updates in (("run/tuned", 11), ("other/tuned", 77)):
+        write_events(tmp_path / place / "runs", "1", range(1, 5), lambda s: 1.0)
+        write_json(tmp_path / place / "launch.json", {"batch": {"updates": updates}})
+    measured = dict(evaluation(BETTER))
+    measured["models"] = {"base": {"path": "b"}, "tuned": {"path": str(tmp_path / "other" / "tuned")}}
+    (found,) = training_view(tmp_path / "run", measured, {})
+    assert "of 77" in " ".join(r.en for r in found.remarks)
+    (tmp_path / "other").rename(tmp_path / "gone")
+    (found,) = training_view(tmp_path / "run", measured, {})
+    assert "of 11" in " ".join(r.en for r in found.remarks)
+
+
 def test_reviews_are_counted_as_they_hold_now(run: Path, tmp_path: Path) -> None:
     def decide(log: ReviewLog, pair: int, decision: str, *negatives: str, reviewer: str = "李") -> None:
         log.add(Decision(time="t", id=f"q{pair}", decision=decision, negatives=negatives, reviewer=reviewer))  # type: ignore[arg-type]

@@ -102,6 +102,7 @@ def test_the_command_takes_a_language_and_names_those_that_there_are(tmp_path: P
 
     from factory.cli import app
 
+    (tmp_path / "run.json").write_text("{}")
     done = CliRunner().invoke(app, ["report", str(tmp_path), "--language", "zh"])
     assert done.exit_code == 0 and '<html lang="zh">' in (tmp_path / "report.html").read_text(encoding="utf-8")
     wrong = CliRunner().invoke(app, ["report", str(tmp_path), "--language", "fr"])

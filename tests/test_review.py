@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,10 +19,12 @@ import pytest
 
 from factory.pipeline import DECISIONS
 from factory.records import InputError
+from factory.report_reviews import reviews_view
 from factory.review import Decision, ReviewLog, read_log
 from factory.review_items import Items
 from factory.review_server import Server, Session, loopback, review
 from factory.shared_words import pieces
+from factory.workspace import write_jsonl
 from tests.review_run import NEGATIVES, make_run
 
 ROOT = Path(__file__).parents[1]
@@ -192,6 +195,13 @@ def test_only_who_knows_the_token_and_asks_this_machine_by_its_name_gets_an_answ
         assert client.get("nothing").status_code == client.post("nothing", json={}).status_code == 404
 
 
+def test_a_request_line_that_is_no_address_is_refused_quietly(run, capfd):
+    with serving(run) as (_, server), socket.create_connection(server.server_address) as asked:
+        asked.sendall(b"GET http://[ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert asked.makefile("rb").readline().split()[1] == b"400"
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_decision_is_in_the_file_before_the_answer_and_an_undo_as_well(run):
     with serving(run) as (client, _):
         rows = client.get("state").json()["rows"]
@@ -223,6 +233,47 @@ def test_a_decision_is_in_the_file_before_the_answer_and_an_undo_as_well(run):
         client.post("decide", json={"id": "q1", "decision": "drop"})
         table = client.get("decisions.csv").content.decode("utf-8-sig").splitlines()
         assert [row["decision"] for row in csv.DictReader(table)] == ["drop"]
+
+
+def test_an_undo_takes_back_what_the_page_shows_and_nothing_else(run):
+    with ReviewLog(run, quiet) as log:
+        session = Session(Items(run), log, "Li", "run")
+        session.decide("q1", "good", [])
+        session.decide("q2", "drop", [])
+        log.add(decision("of-an-earlier-build", "drop", reviewer="Li"))
+        log.add(decision("q3", "drop", reviewer="Li", texts={"q3": "another text's"}))
+        assert [session.undo()["id"] for _ in range(3)] == ["q2", "q1", None]
+        assert set(log.history.effective()) == {"of-an-earlier-build", "q3"}
+
+
+def test_what_was_decided_on_another_text_is_to_decide_again_on_the_page_and_not_counted_in_the_report(run):
+    passages, kept = run / "2-passages.jsonl", run / "4-kept.jsonl"
+    with ReviewLog(run, quiet) as log:
+        session = Session(Items(run), log, "Li", "run")
+        two, one = [t.id for t in session.items.item("q1").candidates][:2], session.items.item("q2").candidates[0].id
+        for pair, what, *negatives in (
+            ("q1", "positive", *two),
+            ("q2", "positive", one),
+            ("q5", "good"),
+            ("q6", "good"),
+        ):
+            session.decide(pair, what, negatives)
+    found = reviews_view(run)
+    assert found and (found.reviewed, found.stale, found.false_negatives) == (4, 0, 3)
+
+    rows = [json.loads(line) for line in kept.read_text("utf-8").splitlines()]
+    write_jsonl(kept, [row | ({"query": "another?"} if row["id"] == "q5" else {}) for row in rows])
+    rows = [json.loads(line) for line in passages.read_text("utf-8").splitlines()]
+    write_jsonl(passages, [row | ({"text": "another text"} if row["id"] in (one, two[1]) else {}) for row in rows])
+    with serving(run) as (client, _):
+        assert {i: what for i, _, what in client.get("state").json()["rows"] if what} == {
+            "q1": "positive",
+            "q6": "good",
+        }
+        shown = [client.get("item", params={"id": pair}).json()["decision"] for pair in ("q1", "q2", "q5", "q6")]
+        assert [d and d["negatives"] for d in shown] == [[two[0]], None, None, []]
+    found = reviews_view(run)
+    assert found and (found.reviewed, found.stale, found.false_negatives) == (2, 2, 1)
 
 
 def start(run: Path, *more: str) -> tuple[subprocess.Popen, str]:

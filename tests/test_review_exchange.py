@@ -10,8 +10,10 @@ import pytest
 
 from factory.records import InputError
 from factory.review import ReviewLog, read_log
-from factory.review_exchange import exchange
+from factory.review_exchange import SUBMITTED, exchange
 from factory.review_items import Items
+from factory.review_server import Session
+from factory.workspace import write_jsonl
 from tests.review_run import NEGATIVES, make_run
 
 USER = "3fa85f64-5717-4562-b3fc-2c963f66afa6"
@@ -27,8 +29,6 @@ def files(run, tmp_path) -> tuple[Path, Path]:
     """What is exported: (Argilla, Label Studio). The first question is decided on already."""
     items = Items(run)
     with ReviewLog(run, pytest.fail) as log:
-        from factory.review_server import Session
-
         first = items.item(items.order[0])
         Session(items, log, "Li", "run").decide(first.pair.id, "positive", [first.candidates[1].id])
     exchange(run, lambda _: None, None, tmp_path / "argilla.json", tmp_path / "tasks.json")
@@ -54,7 +54,8 @@ def annotated(task: dict, decision: str, *marked: str, **more) -> dict:
 def answered(record: dict, decision: str, *marked: str) -> dict:
     """As Argilla exports it."""
     given = {"decision": [{"value": decision, "user_id": USER}]}
-    return record | {"responses": given | {"answering_negatives": [{"value": list(marked), "user_id": USER}]}}
+    marks = {"answering_negatives": [{"value": list(marked), "user_id": USER}]}
+    return record | {"responses": given | marks, "status": "completed"}
 
 
 def come_back(run: Path, rows: list[dict], path: Path) -> tuple[list[str], dict]:
@@ -90,6 +91,73 @@ def test_decisions_find_their_way_back(run, files, tmp_path, tool):
     changed = json.loads(json.dumps(rows[1:2]).replace(order[1], "another"))
     said, after = come_back(run, changed, tmp_path / "back.json")
     assert any("1 decisions on questions that this run does not have" in s for s in said) and "another" not in after
+
+
+@pytest.mark.parametrize("tool", [0, 1], ids=["argilla", "label-studio"])
+@pytest.mark.parametrize("wrong", ["0", "4"])
+def test_a_number_that_no_negative_has_costs_its_record_alone(run, files, tmp_path, tool, wrong):
+    rows, order = read(files[tool]), Items(run).order
+    mark = annotated if tool else answered
+    rows[1], rows[2] = mark(rows[1], "good"), mark(rows[2], "positive", "1", wrong)
+    rows[3] = mark(rows[3], "drop")
+    said, found = come_back(run, rows, tmp_path / "back.json")
+    assert set(found) == {order[0], order[1], order[3]}
+    assert any("record 3" in s and f"1, {wrong}" in s and f"of {NEGATIVES}" in s for s in said)
+
+
+def test_what_was_decided_after_an_import_outlives_importing_the_file_again(run, files, tmp_path):
+    task, other = read(files[1])[1:3]
+    rows = [annotated(annotated(task, "drop"), "not-answerable", completed_by=8), annotated(other, "drop")]
+    pair, second = task["data"]["pair_id"], other["data"]["pair_id"]
+    come_back(run, rows, tmp_path / "back.json")
+    items = Items(run)
+    with ReviewLog(run, pytest.fail) as log:
+        Session(items, log, "Li", "run").decide(pair, "good", [])
+    before = (run / "review.jsonl").read_bytes()
+    said, found = come_back(run, rows, tmp_path / "back.json")
+    assert "0 of them new" in said[0] and found[pair] == ("good", (), "Li")
+    assert (run / "review.jsonl").read_bytes() == before
+    rows[1] = annotated(other, "good")  # changed over there
+    said, found = come_back(run, rows, tmp_path / "back.json")
+    assert "1 of them new" in said[0] and found[second] == ("good", (), "7") and found[pair] == ("good", (), "Li")
+
+
+def test_argillas_drafts_and_discarded_answers_are_no_decisions(run, files, tmp_path):
+    rows, order = read(files[0]), Items(run).order
+    rows[1] = answered(rows[1], "drop") | {"status": "pending"}  # a draft, or discarded: the file does not tell which
+    for row, status in ((2, "draft"), (3, "discarded"), (4, "submitted")):
+        rows[row] = answered(rows[row], "drop")
+        rows[row]["responses"]["decision"][0]["status"] = status
+    said, found = come_back(run, rows, tmp_path / "back.json")
+    assert set(found) == {order[0], order[4]}
+    assert [n for n in range(1, 6) if any(f"record {n}:" in s and "not submitted" in s for s in said)] == [2, 3, 4]
+    exchange(run, said.append, None, tmp_path / "again.json", None)
+    assert "argilla.Query(filter=('response.status', '==', 'submitted'))" in said[-1]
+
+
+def test_no_file_is_written_over_another_one(run, files, tmp_path):
+    before = {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    tasks, argilla = tmp_path / "tasks.xml", tmp_path / "argilla.json"
+    for import_, one, other in (
+        (None, None, tasks),  # its config would be named so
+        (None, tasks, tmp_path / "tasks.json"),
+        (None, argilla, tmp_path / "run" / ".." / "argilla.json"),
+        (argilla, argilla, None),
+    ):
+        with pytest.raises(InputError, match=r"(?s)one file, and two things.*fix: "):
+            exchange(run, pytest.fail, import_, one, other)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+
+
+def test_a_decision_on_a_text_that_changed_is_not_suggested(run, files, tmp_path):
+    passages = run / "2-passages.jsonl"
+    first = Items(run).order[0]
+    assert read(files[0])[0]["suggestions"] and "predictions" in read(files[1])[0]
+    named = read_log(run, pytest.fail).of(first).negatives[0]
+    changed = [json.loads(line) for line in passages.read_text("utf-8").splitlines()]
+    write_jsonl(passages, [row | ({"text": "another text"} if row["id"] == named else {}) for row in changed])
+    exchange(run, lambda _: None, None, tmp_path / "argilla.json", tmp_path / "tasks.json")
+    assert not any(r["suggestions"] for r in read(files[0])) and not any("predictions" in t for t in read(files[1]))
 
 
 def test_of_several_annotations_the_last_counts_and_cancelled_ones_do_not(run, files, tmp_path):
@@ -188,6 +256,11 @@ def test_argillas_own_library_reads_settings_and_records_and_writes_what_we_read
     assert records[0].suggestions["answering_negatives"].value == ["2"]
     for name, value in (("decision", "positive"), ("answering_negatives", ["1"])):
         records[1].responses.add(argilla.Response(name, value, user_id=USER, status="submitted"))
+    records[2].responses.add(argilla.Response("decision", "drop", user_id=USER, status="draft"))
+    records[1]._model.status = "completed"  # as the server says once an answer is submitted
     JsonIO.to_json(records, tmp_path / "written.json")
     _, found = come_back(run, read(tmp_path / "written.json"), tmp_path / "back.json")
     assert found[records[1].id] == ("positive", (records[1].metadata["negative_ids"][0],), USER)
+    assert records[2].id not in found
+    (asked,) = argilla.Query(filter=SUBMITTED).api_model().filters.and_
+    assert asked.values == ["submitted"] and (asked.scope.entity, asked.scope.property) == ("response", "status")
