@@ -179,7 +179,7 @@ def _named_model(given: str, told: dict[str, Any], run_folder: Path) -> tuple[st
     name, _, path = given.partition("=")
     if not path:
         raise InputError(f"expected name=folder, got {given!r}", where="--model", fix="--model base=/models/bge-m3")
-    of_run = _model_config_of_run(run_folder)
+    of_run = model_config_of_run(run_folder)
     asked = {key: value if value is not None else of_run.get(key, "") for key, value in told.items()}
     return name, ModelConfig.model_validate(asked | {"path": str(_path(path))})
 
@@ -207,7 +207,7 @@ def _weights(text: str) -> tuple[float, float, float]:
     return dense, sparse, colbert
 
 
-def _model_config_of_run(folder: Path) -> dict[str, str]:
+def model_config_of_run(folder: Path) -> dict[str, str]:
     """The `model:` part of the run that an eval set lies in; empty if it lies in none."""
     import json
 

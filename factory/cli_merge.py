@@ -31,10 +31,13 @@ def merge(
         typer.Option(help="how far nDCG may fall below the base's on the sets after the first; 0.01 is one point"),
     ] = 0.01,
     mode: Annotated[str, typer.Option(help="which of the model's ways decides: dense, sum, dense+BM25, …")] = "dense",
-    query_instruction: Annotated[str, typer.Option(help="put before each query")] = "",
-    passage_instruction: Annotated[str, typer.Option(help="put before each passage")] = "",
-    query_max_length: Annotated[int, typer.Option(help="tokens")] = 128,
-    passage_max_length: Annotated[int, typer.Option(help="tokens")] = 512,
+    query_instruction: Annotated[
+        str | None,
+        typer.Option(help="put before each query; default: as in the run that made the first set, else none"),
+    ] = None,
+    passage_instruction: Annotated[str | None, typer.Option(help="put before each passage; default likewise")] = None,
+    query_max_length: Annotated[int, typer.Option(min=8, help="tokens")] = 128,
+    passage_max_length: Annotated[int, typer.Option(min=16, help="tokens")] = 512,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, …")] = "auto",
 ) -> None:
     """Mix a tuned model with its base, to win back general ability (LM-Cocktail), and measure the path between them.
@@ -50,7 +53,7 @@ def merge(
     from rich.console import Console
 
     from factory import merge_path
-    from factory.cli_evaluate import named_set
+    from factory.cli_evaluate import model_config_of_run, named_set
     from factory.evaluate import Options
     from factory.merge import merge as write
     from factory.records import InputError
@@ -71,6 +74,12 @@ def merge(
     out.parent.mkdir(parents=True, exist_ok=True)
     chosen, figures = choose if choose is not None else asked[0], []
     if sets:
+        named = [named_set(s) for s in sets]
+        of_run = model_config_of_run(named[0][1].resolve().parent)
+        if query_instruction is None:
+            query_instruction = of_run.get("query_instruction", "")
+        if passage_instruction is None:
+            passage_instruction = of_run.get("passage_instruction", "")
         config = ModelConfig(
             path=str(base),
             query_instruction=query_instruction,
@@ -86,10 +95,10 @@ def merge(
             config,
             tuned,
             asked,
-            [named_set(s) for s in sets],
+            named,
             options,
             mode,
-            out.parent,
+            out,
             lambda m: typer.echo(m, err=True),
         )
         chosen = choose if choose is not None else merge_path.best(path, max_loss).weight

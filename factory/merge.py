@@ -1,11 +1,13 @@
 """Weights between a base model and its tuned one: general ability bought back with a little of the gain.
 
 A merged tensor is w · tuned + (1 − w) · base, for every tensor of floats (LM-Cocktail, Xiao et al. 2023, with one tuned
-model and weights by hand). The folder is the tuned one's, tokenizer and pooling included; m3's heads are merged, too.
+model and weights by hand). The folder is the tuned one's, tokenizer and pooling included; m3's heads and a Dense
+module are merged, too.
 """
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import InputError
+from factory.folders import whole_folder
 from factory.modelfiles import WEIGHTS, check_model_folder, read_json
 
 HEADS = ("sparse_linear.pt", "colbert_linear.pt")
@@ -32,45 +35,49 @@ def merge(base: Path, tuned: Path, weight: float, out: Path) -> None:
 
     Raises:
         InputError: a folder is no complete model, the two do not have the same tensors in the same shapes, the weight
-            is outside of [0, 1], or `out` is there already.
+            is outside of [0, 1], `out` is there already, or the disk is full.
     """
     check_pair(base, tuned)
     if not 0 <= weight <= 1:
         raise InputError(f"a weight must be between 0 (base) and 1 (tuned), got {weight:g}", where="--weights")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError("is there already", where=out, fix="give --out a new folder")
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        copy_files(tuned, temporary)
-        inner = weights_folder(tuned).relative_to(tuned)
-        with _tensors(weights_folder(base)) as before, _tensors(weights_folder(tuned)) as after:
-
-            def merged() -> Iterator[tuple[str, Any]]:
-                for name in after:
-                    own = after[name]()
-                    yield name, mixed(before[name](), own, weight) if name in before else own
-
-            write_weights(temporary / inner, merged())
+    with whole_folder(out) as folder:
+        copy_files(tuned, folder)
+        for ours, theirs in zip(weights_folders(base), weights_folders(tuned), strict=True):
+            with _tensors(ours) as before, _tensors(theirs) as after:
+                write_weights(folder / theirs.relative_to(tuned), _merged(before, after, weight))
         for head in HEADS:
             if (tuned / head).is_file():
-                _merge_head(base / head, tuned / head, weight, temporary / head)
-        if out.is_dir():
-            out.rmdir()
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+                _merge_head(base / head, tuned / head, weight, folder / head)
 
 
 def check_pair(base: Path, tuned: Path) -> None:
     """See that two folders hold the same model but for its numbers.
 
     Raises:
-        InputError: a folder is no complete model; a tensor's name or shape, or an m3 head, is in only one of them.
+        InputError: a folder is no complete model; a tensor's name or shape, a module with weights, or an m3 head, is in
+            only one of them.
     """
     for folder in (base, tuned):
         check_model_folder(folder)
-    with _shapes(weights_folder(base)) as before, _shapes(weights_folder(tuned)) as after:
+    ours, theirs = weights_folders(base), weights_folders(tuned)
+    if len(ours) != len(theirs):
+        raise InputError(
+            f"modules with weights: {len(ours)} in base, {len(theirs)} in tuned",
+            where=tuned,
+            fix="merge a model with its own base",
+        )
+    for one, other in zip(ours, theirs, strict=True):
+        _check_shapes(one, other)
+    for head in HEADS:
+        if (base / head).is_file() != (tuned / head).is_file():
+            raise InputError(
+                f"{head} is in only one of {base} and {tuned}",
+                fix="a new head has no base to be mixed with: give the base the head that the training started from",
+            )
+
+
+def _check_shapes(base: Path, tuned: Path) -> None:
+    with _shapes(base) as before, _shapes(tuned) as after:
         for name in sorted(before.keys() ^ after.keys()):
             if any(part in name for part in UNUSED):
                 continue
@@ -85,27 +92,20 @@ def check_pair(base: Path, tuned: Path) -> None:
                     where=tuned,
                     fix="merge a model with its own base",
                 )
-    for head in HEADS:
-        if (base / head).is_file() != (tuned / head).is_file():
-            raise InputError(
-                f"{head} is in only one of {base} and {tuned}",
-                fix="a new head has no base to be mixed with: give the base the head that the training started from",
-            )
 
 
 def copy_files(tuned: Path, out: Path) -> None:
     """All of a model folder but its weights: configuration, tokenizer, and the folders of sentence-transformers' modules."""
-    inner = weights_folder(tuned)
+    inner = weights_folders(tuned)[0]
     for folder in dict.fromkeys((tuned, inner)):
         place = out / folder.relative_to(tuned)
         place.mkdir(parents=True, exist_ok=True)
         for pattern in KEPT:
             for file in folder.glob(pattern):
                 shutil.copyfile(file, place / file.name)
-    modules = read_json(tuned / "modules.json") if (tuned / "modules.json").is_file() else []
-    for module in modules:
+    for module in _modules(tuned):
         if module.get("path") and tuned / module["path"] != inner and (tuned / module["path"]).is_dir():
-            shutil.copytree(tuned / module["path"], out / module["path"])
+            shutil.copytree(tuned / module["path"], out / module["path"], ignore=shutil.ignore_patterns(*WEIGHTS))
 
 
 def mixed(base: Any, tuned: Any, weight: float) -> Any:
@@ -117,12 +117,26 @@ def mixed(base: Any, tuned: Any, weight: float) -> Any:
     return (weight * tuned.float() + (1 - weight) * base.float()).to(tuned.dtype)
 
 
-def weights_folder(folder: Path) -> Path:
-    """Where the weights lie: the folder, or its first module's."""
-    if not (folder / "modules.json").is_file():
-        return folder
-    modules = read_json(folder / "modules.json")
-    return folder / modules[0]["path"] if isinstance(modules, list) and modules else folder
+def weights_folders(folder: Path) -> list[Path]:
+    """Where the weights lie: the folder, or its first module's, and those of its further modules that have some (Dense)."""
+    modules = _modules(folder)
+    files = (f for m in modules[1:] if m.get("path") for f in sorted((folder / m["path"]).rglob("*")))
+    further = dict.fromkeys(f.parent for f in files if f.name in WEIGHTS)
+    return [folder / modules[0]["path"] if modules else folder, *further]
+
+
+def _modules(folder: Path) -> list[dict[str, Any]]:
+    """What modules.json says, if it is there."""
+    modules = read_json(folder / "modules.json") if (folder / "modules.json").is_file() else []
+    return modules if isinstance(modules, list) else []
+
+
+def _merged(
+    before: Mapping[str, Callable[[], Any]], after: Mapping[str, Callable[[], Any]], weight: float
+) -> Iterator[tuple[str, Any]]:
+    for name in after:
+        own = after[name]()
+        yield name, mixed(before[name](), own, weight) if name in before else own
 
 
 def write_weights(folder: Path, tensors: Iterable[tuple[str, Any]], shard: int = SHARD) -> None:
@@ -167,12 +181,17 @@ def _merge_head(base: Path, tuned: Path, weight: float, out: Path) -> None:
     before, after = (torch.load(p, map_location="cpu", weights_only=True) for p in (base, tuned))
     if {k: v.shape for k, v in before.items()} != {k: v.shape for k, v in after.items()}:
         raise InputError(f"has other shapes than that of {tuned.parent}", where=base)
-    torch.save({name: mixed(before[name], after[name], weight) for name in after}, out)
+    written = io.BytesIO()  # torch.save to a file does not say that the disk is full
+    torch.save({name: mixed(before[name], after[name], weight) for name in after}, written)
+    out.write_bytes(written.getbuffer())
 
 
 @contextmanager
 def _tensors(folder: Path) -> Iterator[Mapping[str, Callable[[], Any]]]:
-    """name → what reads that tensor; from safetensors one at a time, from pytorch_model.bin mapped into memory."""
+    """name → what reads that tensor; from safetensors one at a time, from pytorch_model.bin mapped into memory.
+
+    Tied tensors come as copies: no two share memory, which safetensors would not write.
+    """
     import torch
     from safetensors import safe_open
 
@@ -184,7 +203,7 @@ def _tensors(folder: Path) -> Iterator[Mapping[str, Callable[[], Any]]]:
                 found |= {name: (lambda f=f, name=name: f.get_tensor(name)) for name in f.keys()}  # noqa: SIM118
             else:
                 weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-                found |= {name: (lambda t=tensor: t) for name, tensor in weights.items()}
+                found |= {name: (lambda t=tensor: t.clone()) for name, tensor in weights.items()}
         yield found
 
 

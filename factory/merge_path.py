@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from factory.errors import InputError
 from factory.evaluate import Options, evaluate_sets
-from factory.evaluation import Change, Evaluation
+from factory.evaluation import FUSED, Change, Evaluation
+from factory.folders import temporary_folder
 from factory.merge import check_pair, merge
 from factory.settings import ModelConfig
 
@@ -34,23 +34,31 @@ def measure_path(
     sets: Sequence[tuple[str, Path]],
     options: Options,
     mode: str,
-    scratch: Path,
+    out: Path,
     say: Callable[[str], None],
 ) -> list[Point]:
     """Every weight's model on every set. 0 is the base itself, 1 the tuned one; the models between are written into a
-    temporary folder in `scratch`, which needs room for them.
+    temporary folder beside `out`, which needs room for them.
 
     Args:
         base: whose instructions and lengths hold for all.
         mode: dense, or one that the models have beside it.
+
+    Raises:
+        InputError: the models do not fit, or have no such mode; the disk is full.
     """
+    from factory.models import load_encoder
+
     check_pair(Path(base.path), tuned)
-    with tempfile.TemporaryDirectory(dir=scratch, prefix=".merge-") as folder:
+    modes = (*load_encoder(base).modes, f"dense{FUSED}")
+    if mode not in modes:
+        raise InputError(f"the models have no mode {mode!r}", where="--mode", fix="choose from " + ", ".join(modes))
+    with temporary_folder(out) as folder:
         models = [("0", base)]
         for w in weights:
             if w == 0:
                 continue
-            path = tuned if w == 1 else Path(folder) / f"{w:g}"
+            path = tuned if w == 1 else folder / f"{w:g}"
             if w != 1:
                 say(f"merge {w:g} of tuned")
                 merge(Path(base.path), tuned, w, path)
@@ -64,9 +72,6 @@ def point(weight: float, done: Sequence[Evaluation], mode: str) -> Point:
     values, changes = {}, {}
     for e in done:
         found = {(r.model, r.mode): r.metrics[e.metric] for r in e.rows}
-        if (name, mode) not in found:
-            modes = ", ".join(dict.fromkeys(m for _, m in found if m))
-            raise InputError(f"the models have no mode {mode!r}, only {modes}", where="--mode")
         values[e.name] = found[name, mode]
         same = Change(value=0, low=0, high=0)
         of = {(d.model, d.mode): d.metrics[e.metric] for d in e.differences}

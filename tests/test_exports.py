@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from factory.exports.write import WRITERS, export
 from factory.records import Example, InputError
 from factory.workspace import write_jsonl
 from tests.small_run import EXAMPLES, LONG, PAIRS, PASSAGES_MADE, TEXT, make_run, rows, strings
+from tests.test_merge import small_disk
 
 TRAINING = ("sentence-transformers", "flagembedding-lengths", "flagembedding-reranker", "ms-swift")
 
@@ -86,9 +88,9 @@ def test_a_leak_in_the_training_file_stops_the_export_and_leaves_nothing(run, tm
     ):
         bad = shutil.copytree(run, tmp_path / f"bad{number}")
         write_jsonl(bad / "train.jsonl", [*(e.to_json() for e in EXAMPLES), leaking.to_json()])
-        for name in TRAINING:
+        for name in (*TRAINING, "datasets"):
             with pytest.raises(InputError, match=r"train\.jsonl:5: .*held out"):
-                export(bad, ["beir", name], tmp_path / "out", print)
+                export(bad, ["mteb", name], tmp_path / "out", print)
     assert [p.name for p in tmp_path.iterdir() if "out" in p.name] == []
     made = make_run(tmp_path / "trained on", test={"questions": "q.jsonl", "hold_out": False})  # as the user wished
     write_jsonl(made / "train.jsonl", [Example(query="Whatever?", pos=[TEXT["p9"]], neg=[TEXT["p1"]]).to_json()])
@@ -316,3 +318,57 @@ def test_what_a_user_can_get_wrong(run, tmp_path):
     (tmp_path / "out").mkdir()  # an empty folder may be there
     export(run, ["beir"], tmp_path / "out", print)
     assert (tmp_path / "out" / "beir" / "qrels" / "test.tsv").is_file()
+
+
+def test_a_set_that_reviewers_emptied_is_no_split(tmp_path, models, cache):
+    from datasets import load_from_disk
+
+    run = make_run(tmp_path / "run", models / "bert")
+    (run / "eval" / "queries.jsonl").write_text("")
+    (run / "eval" / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n")
+    export(run, [name for name in FORMATS if name != "mteb"], tmp_path / "out", print)
+    loaded = load_from_disk(str(tmp_path / "out" / "datasets"))
+    assert {name: len(split) for name, split in loaded.items()} == {"train": 4, "dev": 1}
+    assert sorted(p.name for p in (tmp_path / "out/beir/qrels").iterdir()) == ["dev.tsv", "train.tsv"]
+    with pytest.raises(InputError, match="no held-out questions"):
+        export(run, ["mteb"], tmp_path / "mteb", print)
+
+
+def test_an_id_may_hold_what_python_takes_for_a_line_end(tmp_path):
+    run = make_run(tmp_path / "run")
+    write_jsonl(run / "eval" / "queries.jsonl", [{"_id": "q\u20285\x0c", "text": PAIRS[5].query}])
+    judged = "query-id\tcorpus-id\tscore\nq\u20285\x0c\tp9\t1\n"
+    (run / "eval" / "qrels.tsv").write_text(judged, encoding="utf-8")
+    export(run, ["beir"], tmp_path / "out", print)
+    assert (tmp_path / "out/beir/qrels/test.tsv").read_text(encoding="utf-8") == judged
+
+
+def test_judgements_that_are_gone_are_missed(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "eval" / "qrels.tsv").unlink()
+    for name in ("beir", "datasets"):
+        with pytest.raises(InputError, match=r"eval/qrels\.tsv: is not there(.|\n)*fix: build again"):
+            export(run, [name], tmp_path / "out", print)
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_a_full_disk_is_told_and_nothing_half_written_stays(run, tmp_path, name):
+    for number, free in enumerate((4, 8, 16)):
+        with small_disk(tmp_path / f"disk{number}", free) as disk:
+            with pytest.raises(InputError, match=r"disk\d/out: the disk is full\n  fix: free some space"):
+                export(run, [name], disk / "out", print)
+            assert not list(disk.iterdir())
+
+
+def test_what_killed_exports_left_is_removed_and_nothing_else(run, tmp_path):
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    gone, kept = (
+        f".train.{ended.pid}.tmp",
+        [".train.v2.tmp", f".train.v2.{ended.pid}.tmp", f".train.{os.getppid()}.tmp"],
+    )
+    for folder in (gone, *kept):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "part.jsonl").write_text("{}")
+    export(run, ["ms-swift"], tmp_path / "train", print)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, "train"])

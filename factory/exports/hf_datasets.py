@@ -16,8 +16,12 @@ def write(run: Run, folder: Path) -> dict[str, int]:
 
     All have the columns id, query, pos, neg, pos_scores, neg_scores. A held-out question has no negatives; where there
     is no score the lists of scores are empty.
+
+    Raises:
+        InputError: as `Run.examples` and `Run.questions`.
     """
     from datasets import Dataset, DatasetDict, Features, Sequence, Value
+    from datasets.exceptions import DatasetGenerationError
 
     text, number = Sequence(Value("string")), Sequence(Value("float64"))
     features = Features(
@@ -33,6 +37,8 @@ def write(run: Run, folder: Path) -> dict[str, int]:
             for part in run.parts
         }
         DatasetDict(splits).save_to_disk(folder)
+    except DatasetGenerationError as e:
+        raise (e.__cause__ or e) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     write_note(run, folder, NOTE)

@@ -78,9 +78,9 @@ class Run:
 
     @property
     def parts(self) -> list[Part]:
-        """train, and dev and test as far as questions were held out for them."""
-        held: list[Part] = [part for part, name in FOLDERS.items() if (self.folder / name / "queries.jsonl").is_file()]
-        return ["train", *held]
+        """train, and dev and test as far as questions were held out for them, and reviewers left some."""
+        files: dict[Part, Path] = {part: self.folder / name / "queries.jsonl" for part, name in FOLDERS.items()}
+        return ["train", *(part for part, file in files.items() if file.is_file() and file.stat().st_size)]
 
     def instruction(self, kind: Literal["query", "passage"]) -> str:
         """What the model to be trained wants before each text. It is in no exported text."""
@@ -217,7 +217,10 @@ class Run:
                 continue
             path = self.folder / FOLDERS[part] / "qrels.tsv"
             relevant: dict[str, list[str]] = defaultdict(list)
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[1:], 2):
+            if not path.is_file():
+                raise InputError("is not there, though queries.jsonl is", where=path, fix="build again")
+            lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            for number, line in enumerate(lines[1:], 2):
                 fields = line.split("\t")
                 if len(fields) != 3:
                     raise InputError("expected query-id, corpus-id and score", where=f"{path}:{number}")

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import psutil
-
 from factory.exports import FORMATS
+from factory.folders import whole_folder
 from factory.exports.run import Run
 from factory.records import InputError
 
@@ -43,7 +39,8 @@ def export(
         model: whose tokenizer counts for flagembedding-lengths; by default the run's model.
 
     Raises:
-        InputError: an unknown format; no finished run; `out` is not empty; a training row holds held-out text.
+        InputError: an unknown format; no finished run; `out` is not empty; a training row holds held-out text; the disk
+            is full.
     """
     unknown = [f for f in formats if f not in FORMATS]
     if unknown or not formats:
@@ -54,7 +51,7 @@ def export(
         )
     run = Run(run_folder)
     counts: dict[str, dict[str, int]] = {}
-    with _whole_folder(out) as folder:
+    with whole_folder(out) as folder:
         for name in dict.fromkeys(formats):
             module, function = WRITERS[name]
             writer = getattr(importlib.import_module(f"factory.exports.{module}"), function)
@@ -63,22 +60,3 @@ def export(
             counts[name] = writer(run, folder / name, **more)
             say(f"{name}: " + ", ".join(f"{file} {rows:,}" for file, rows in counts[name].items()))
     return counts
-
-
-@contextmanager
-def _whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, which takes its name when the block ends well, and is removed otherwise."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError("is there already and not empty", where=path, fix="give --out a new or empty folder")
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):
-        if not psutil.pid_exists(int(stale.suffixes[-2][1:])):  # of an export that was killed
-            shutil.rmtree(stale, ignore_errors=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
