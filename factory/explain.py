@@ -20,14 +20,15 @@ def explain(model: type[BaseModel], head: str) -> str:
     Args:
         head: the first line, a comment.
     """
-    lines = [head]
+    lines, before = [head], True
     for name, field in model.model_fields.items():
         part = _model_in(field.annotation)
         whole = part is field.annotation
         if part and whole:
             lines += ["", f"{name}:   {_about(part)}".rstrip(), *_keys(part, "  ")]
         else:
-            lines += ["", *_lines(name, field)]
+            lines += [*([""] if before else []), *_lines(name, field)]
+        before = bool(part and whole)
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import InputError
+from factory.workspace import write_json
 
 # What BERT-like and DistilBERT-like configurations call their dropouts, and transformers' default for each.
 DROPOUT_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
@@ -33,11 +34,6 @@ def safetensors_size(path: Path) -> int | None:
         return int(8 + length + max(ends, default=0))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON as transformers does: two spaces, a last newline."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def dropout(config: dict[str, Any], key: str) -> float:

@@ -82,7 +82,10 @@ def batch(plan: LaunchPlan) -> Iterator[Problem]:
             f"{b.rows} rows give no step: one takes {b.queries_per_step} "
             f"({plan.value('per_device_train_batch_size')} per process × {plan.world_size}), and a short one is dropped"
         )
-        fix = f"set batch_size: {max(b.rows // plan.world_size, 1)} or less, or add rows"
+        enough, per_node = b.rows // plan.world_size, b.rows // plan.nnodes
+        fix = f"set batch_size: {enough} or less, or add rows" if enough else f"add rows: at least {plan.world_size}"
+        if not enough and per_node:
+            fix += f"; or fewer processes: hardware.nproc_per_node: {per_node} or less, with batch_size: 1"
         yield error("batch.zero-steps", reason, fix)
     elif b.dropped * 5 > b.rows:
         reason = f"{b.dropped} of {b.rows} rows are left over in each epoch: a step takes {b.queries_per_step}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -16,11 +17,6 @@ from launch.plan import LaunchPlan
 from launch.problems import Problem, error, warning
 
 BUILD = 30  # minutes; no build of one of its parts takes as long
-# Keys that transformers compares with the trainer's arguments; it stops where they differ.
-FILLED = {
-    "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-}
 
 
 def deepspeed(plan: LaunchPlan) -> Iterator[Problem]:
@@ -86,11 +82,11 @@ def _values(plan: LaunchPlan, path: Path, settings: dict[str, Any]) -> Iterator[
     if scaling:
         reason = f"{path}: {', '.join(scaling)} inside bf16; DeepSpeed 0.17 and later refuses that (FlagEmbedding#1487)"
         yield error("deepspeed.bf16", reason, "bf16 needs no loss scaling: remove the keys")
-    for key, name in FILLED.items():
-        given, ours = settings.get(key, "auto"), plan.value(name) or "1"
-        if given != "auto" and str(given) != ours:
+    for key, (name, ours) in _compared(plan).items():
+        given = _at(settings, key)
+        if given not in (None, "auto", ours):
             reason = f"{path}: {key} is {given}, but the trainer gets {name} {ours}; transformers stops at that"
-            yield error("deepspeed.mismatch", reason, f'write "{key}": "auto"')
+            yield error("deepspeed.mismatch", reason, f'write "{key.rpartition(".")[2]}": "auto"')
     for key in ("fp16", "bf16"):
         enabled = _section(settings, key).get("enabled", "auto")
         if isinstance(enabled, bool) and enabled != plan.on(key):
@@ -98,12 +94,45 @@ def _values(plan: LaunchPlan, path: Path, settings: dict[str, Any]) -> Iterator[
             yield error("deepspeed.mismatch", reason, f'write "enabled": "auto" in {key}')
 
 
+def _compared(plan: LaunchPlan) -> dict[str, tuple[str, Any]]:
+    """Keys that transformers compares with the trainer's arguments (HfTrainerDeepSpeedConfig): what it compares with."""
+    batch, accumulation = (
+        int(plan.number(name, unset))
+        for name, unset in (("per_device_train_batch_size", 8), ("gradient_accumulation_steps", 1))
+    )
+    rate = "learning_rate", plan.number("learning_rate", 5e-5)
+    betas = [plan.number("adam_beta1", 0.9), plan.number("adam_beta2", 0.999)]
+    compared: dict[str, tuple[str, Any]] = {
+        "train_micro_batch_size_per_gpu": ("per_device_train_batch_size", batch),
+        "gradient_accumulation_steps": ("gradient_accumulation_steps", accumulation),
+        "train_batch_size": ("batch size × processes × accumulation", batch * plan.world_size * accumulation),
+        "gradient_clipping": ("max_grad_norm", plan.number("max_grad_norm", 1)),
+        "optimizer.params.lr": rate,
+        "optimizer.params.betas": ("adam_beta1 and adam_beta2", betas),
+        "optimizer.params.eps": ("adam_epsilon", plan.number("adam_epsilon", 1e-8)),
+        "optimizer.params.weight_decay": ("weight_decay", plan.number("weight_decay", 0)),
+        "scheduler.params.warmup_max_lr": rate,
+    }
+    if updates := plan.batch.updates:
+        warmup = plan.number("warmup_steps", 0) or plan.number("warmup_ratio", 0)
+        steps = max(int(warmup) if warmup >= 1 else math.ceil(updates * warmup), 1)
+        compared["scheduler.params.total_num_steps"] = "the run's updates", updates
+        compared["scheduler.params.warmup_num_steps"] = "warmup_steps", steps
+    return compared
+
+
+def _at(settings: dict[str, Any], dotted: str) -> Any:
+    """The value of `section.key`; None where there is none."""
+    inside: Any = settings
+    for part in dotted.split("."):
+        inside = inside.get(part) if isinstance(inside, dict) else None
+    return inside
+
+
 def _keys(path: Path, settings: dict[str, Any], known: Schema) -> Iterator[Problem]:
     """Keys that the installed DeepSpeed has removed, refuses, or never looks at."""
     for name, keys in known.sections.items():
-        inside: Any = settings
-        for part in name.split("."):
-            inside = inside.get(part) if isinstance(inside, dict) else None
+        inside = _at(settings, name)
         for key in sorted(set(inside or ()) - keys) if isinstance(inside, dict) else ():
             if f"{name}.{key}" in known.removed or (name == "bf16" and "scale" in key):
                 continue

@@ -26,6 +26,16 @@ def hardware(plan: LaunchPlan) -> Iterator[Problem]:
     if plan.device == "cpu" and plan.nproc_per_node > plan.machine.cores:
         reason = f"{plan.nproc_per_node} processes share {plan.machine.cores} cores"
         yield warning("cpu.crowded", reason, f"set hardware.nproc_per_node: {plan.machine.cores} or less")
+    if plan.on("tf32") and not (plan.machine.gpus and plan.machine.bf16):
+        reason = (
+            "arguments.tf32 is true, and no GPU of the Ampere generation or later is there; the trainer stops at that"
+        )
+        yield error("gpus.tf32", reason, "leave tf32 out")
+    if plan.on("fp16") and plan.on("bf16"):
+        yield error("argument.precision", "arguments.fp16 and arguments.bf16 are both true", "leave out one of the two")
+    elif plan.on("bf16") and plan.device == "cuda" and not plan.machine.bf16:
+        reason = "arguments.bf16 is true, and the GPUs have no bf16: torch emulates it, slowly, or the trainer stops"
+        yield error("gpus.bf16", reason, "leave bf16 out: the plan takes fp16 by itself")
     if not os.access(plan.argv[0], os.X_OK):
         yield error("torchrun.missing", f"{plan.argv[0]}: not there", "install torch into this Python environment")
 
@@ -110,9 +120,12 @@ def output(plan: LaunchPlan, overwrite: bool) -> Iterator[Problem]:
     elif output.is_dir() and any(output.iterdir()) and not overwrite:
         fix = "choose another `output:`, `run --overwrite`, which moves the old folder aside, or `bge-launch resume`"
         yield error("output.not-empty", f"{output}: not empty", fix)
-    above = _first_existing(output.parent)
-    if not os.access(above, os.W_OK):
-        yield error("output.read-only", f"{above}: cannot be written", "choose another `output:`")
+    written = {output} if output.is_dir() else set()
+    if plan.prepared or not written:  # the model's stand-in lies beside the output
+        written.add(_first_existing(output.parent))
+    for folder in sorted(written):
+        if not os.access(folder, os.W_OK | os.X_OK):
+            yield error("output.read-only", f"{folder}: cannot be written", "choose another `output:`")
 
 
 def _first_existing(path: Path) -> Path:

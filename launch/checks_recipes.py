@@ -1,4 +1,4 @@
-"""What `check` looks for in the recipes `reranker` and `matryoshka`, and in `base` with matryoshka_dims."""
+"""What `check` looks for in the recipes `reranker` and `matryoshka`, in `base` with matryoshka_dims, and in evaluation."""
 
 from __future__ import annotations
 
@@ -48,6 +48,18 @@ def reranker(plan: LaunchPlan) -> Iterator[Problem]:
     if prompted:
         reason = f"{prompted} rows have `prompt`, which only embedders' trainers read"
         yield warning("data.prompt-unread", reason, "set query_instruction: to one for all")
+
+
+def evaluation(plan: LaunchPlan) -> Iterator[Problem]:
+    """Arguments that want the trainer to evaluate: no recipe gives it an eval set."""
+    given = {name: plan.value(name) for name in ("eval_strategy", "save_strategy")}
+    asked = ["eval_strategy"] if given["eval_strategy"] not in (None, "no") else []
+    asked += ["save_strategy: best"] if given["save_strategy"] == "best" else []
+    asked += [name for name in ("load_best_model_at_end", "eval_on_start") if plan.on(name)]
+    for name in asked:
+        reason = f"arguments.{name}: the trainer has no eval set to evaluate on, and stops at that or never does"
+        fix = "leave it out; `dev:` scores base and tuned model at the end"
+        yield error("argument.evaluation", reason, fix)
 
 
 def matryoshka(plan: LaunchPlan) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""bge-launch: plan, check, show, run, resume, diagnose, migrate. Heavy imports happen inside the commands."""
+"""bge-launch: plan, check, show, run, resume, diagnose, migrate, config. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from launch.cli_reading import diagnose, migrate, write_text
 
 if TYPE_CHECKING:
     from launch.plan import LaunchPlan
@@ -18,7 +20,10 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Trains an embedding model with FlagEmbedding: one YAML file, checked before it starts.",
+    help="Trains an embedding model with FlagEmbedding: one YAML file, checked before it starts. "
+    "`bge-launch config` explains every key of it.",
+    epilog="Exit codes: 0 done; 2 your input needs mending; 1 the training failed, or anything else went wrong; "
+    "130 or 143 stopped by Ctrl-C or SIGTERM.",
 )
 Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's launch.yaml.")]
 
@@ -171,7 +176,7 @@ def show(
     if out is None:
         print(text, end="")
         return
-    _write(out, text)
+    write_text(out, text)
     print(f"wrote {out}", file=sys.stderr)
 
 
@@ -250,60 +255,20 @@ def _say(result: Result) -> None:
     print(f"tuned model: {result.output} ({_duration(result.seconds)}{loss})")
 
 
-@app.command()
-def diagnose(
-    log: Annotated[Path, typer.Argument(metavar="LOG", help="Ours or anybody's; - reads standard input.")],
-) -> None:
-    """Say why a training failed: the known causes in its log, each with its line and what to change."""
-    from launch.diagnose import report
-
-    print(report(_text(log)), end="")
+app.command()(diagnose)
+app.command()(migrate)
 
 
-@app.command()
-def migrate(
-    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="A file with the command; - reads standard input.")],
-    out: Annotated[Path | None, typer.Option(help="Write launch.yaml here; default: print it.")] = None,
-) -> None:
-    """Turn a training command, or a script with one, into the launch.yaml that does the same today."""
-    from factory.errors import InputError
-    from launch.contract import installed
-    from launch.migrate import migrate as read
+@app.command("config")
+def explain_config() -> None:
+    """Explain every key of launch.yaml, and of cluster.yaml for `show`: default, reason, type and limits."""
+    from factory.explain import explain
+    from launch.cluster import Cluster
+    from launch.config import LaunchConfig
 
-    if out and out.exists():
-        raise InputError("is there already", where=out, fix="give --out another name, or move the file aside")
-    text, folder = _text(script), Path.cwd() if str(script) == "-" else script.parent
-    made = read(text, folder=folder)
-    made = read(text, folder=folder, names=installed(made.recipe).names)
-    print(made.explain(), file=sys.stderr)
-    if out is None:
-        print(made.yaml(), end="")
-        return
-    _write(out, made.yaml())
-    print(f"wrote {out}; next: bge-launch check {out}", file=sys.stderr)
-
-
-def _text(path: Path) -> str:
-    """The file, or with - standard input; bytes that are not UTF-8 are shown as such."""
-    from factory.errors import InputError
-
-    try:
-        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-    except OSError as e:
-        raise InputError(e.strerror or "cannot be read", where=path) from e
-    return data.decode("utf-8-sig", errors="replace")
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole text or none of it; InputError if that cannot be."""
-    from factory.errors import InputError
-    from factory.workspace import atomic_text
-
-    try:
-        with atomic_text(path) as file:
-            file.write(text)
-    except OSError as e:
-        raise InputError(e.strerror or "cannot be written", where=path) from e
+    head = "# launch.yaml; paths are relative to the file's own folder, ~ and $VARIABLE are expanded"
+    print(explain(LaunchConfig, head))
+    print("\n" + explain(Cluster, "# cluster.yaml, for `bge-launch show --cluster`; not needed on one machine"))
 
 
 def _stop_on_errors(problems: list[Problem]) -> None:

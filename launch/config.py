@@ -14,6 +14,7 @@ from factory.records import InputError, problem
 Recipe = Literal["base", "m3-unified", "matryoshka", "reranker"]
 Pooling = Literal["cls", "mean", "last_token"]  # the choices of FlagEmbedding's sentence_pooling_method
 Tracker = Literal["tensorboard", "wandb", "mlflow", "swanlab"]
+EXPLAINED = "`bge-launch config` explains every key"
 
 
 class Frozen(BaseModel):
@@ -23,22 +24,24 @@ class Frozen(BaseModel):
 
 
 class Gpu(Frozen):
-    """GPUs that may be on another machine: memory of each in GiB, and whether they take bf16 (Ampere and later)."""
+    """GPUs that may be on another machine: the plan is then for them, whatever is here."""
 
-    memory: float = Field(gt=0)
-    bf16: bool = True
+    memory: float = Field(gt=0, description="GiB of each GPU")
+    bf16: bool = Field(default=True, description="whether they take bf16: Ampere and later do; else fp16")
 
 
 class Hardware(Frozen):
-    """Where to train. `auto`: every visible GPU; without a GPU, one process on the CPU.
+    """Where to train."""
 
-    With `gpu`, the plan is for `nnodes` nodes with `nproc_per_node` such GPUs each, whatever is here.
-    """
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    nnodes: int = Field(default=1, ge=1)
-    nproc_per_node: Literal["auto"] | int = "auto"
-    gpu: Gpu | None = None
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: every visible GPU; without a GPU, the CPU"
+    )
+    nnodes: int = Field(default=1, ge=1, description="machines; with several, `bge-launch show` writes the job")
+    nproc_per_node: Literal["auto"] | int = Field(
+        default="auto",
+        description="processes on each machine, one a GPU, from 1; auto: every visible GPU, or one process",
+    )
+    gpu: Gpu | None = Field(default=None, description="null: the GPUs of this machine; else nproc_per_node GPUs a node")
 
     @field_validator("nproc_per_node")
     @classmethod
@@ -60,33 +63,76 @@ class LaunchConfig(Frozen):
     """The whole of launch.yaml, paths absolute.
 
     Defaults: temperature, group size and seed are FlagEmbedding's own
-    (abc/finetune/embedder/AbsArguments.py); the learning rate is the one of its embedder examples;
-    lengths are in tokens of the model's tokenizer and fit questions and passages of about 200 words.
-    `dev` is an eval set in BEIR layout; base and tuned model are scored on it at the end. `trackers`: where the curves go
-    beside the console, tensorboard by default where it is installed; all of them write into the output folder.
+    (abc/finetune/embedder/AbsArguments.py); the learning rate is the one of its embedder examples.
     """
 
-    recipe: Recipe = "base"
-    model: Path
-    train_data: tuple[Path, ...] = Field(min_length=1)
-    output: Path
-    dev: Path | None = None
-    hardware: Hardware = Hardware()
-    deepspeed: str | None = None
-    pooling: Pooling | None = None
-    query_instruction: str = ""
-    passage_instruction: str = ""
-    epochs: float = Field(default=2, gt=0)
-    learning_rate: float = Field(default=1e-5, gt=0)
-    batch_size: int = Field(default=8, ge=1)
-    train_group_size: int = Field(default=8, ge=1)
-    query_max_len: int = Field(default=64, ge=2)
-    passage_max_len: int = Field(default=256, ge=2)
-    temperature: float = Field(default=0.02, gt=0)
-    matryoshka_dims: tuple[int, ...] | None = None
-    seed: int = Field(default=42, ge=0)
-    trackers: tuple[Tracker, ...] | None = None
-    arguments: dict[str, Any] = {}
+    recipe: Recipe = Field(
+        default="base",
+        description="base: one vector a text; m3-unified: bge-m3's dense, sparse and ColBERT heads together; "
+        "matryoshka: vectors that may be cut, trained by sentence-transformers; reranker: a cross-encoder",
+    )
+    model: Path = Field(description="the base model's folder; nothing is downloaded")
+    train_data: tuple[Path, ...] = Field(
+        min_length=1,
+        description="one or several .json or .jsonl files of rows with query, pos and neg, or their folders",
+    )
+    output: Path = Field(description="the tuned model's folder; must be new or empty")
+    dev: Path | None = Field(
+        default=None,
+        description="an eval set in BEIR layout; base and tuned model are scored on it at the end; not with a reranker",
+    )
+    hardware: Hardware = Field(default=Hardware())
+    deepspeed: str | None = Field(
+        default=None,
+        description="stage0, stage1, stage2, stage2-offload, stage3 (not with m3-unified), or a DeepSpeed file's path; "
+        "null: plain DDP",
+    )
+    pooling: Pooling | None = Field(
+        default=None, description="null: what the base model's 1_Pooling/config.json says, else cls"
+    )
+    query_instruction: str = Field(
+        default="", description="stands before every query, nothing between; write the blank, as in 'query: '"
+    )
+    passage_instruction: str = Field(default="", description="the same for every passage")
+    epochs: float = Field(
+        default=2, gt=0, description="how often each row is trained on; `dev:` shows whether more helps"
+    )
+    learning_rate: float = Field(
+        default=1e-5,
+        gt=0,
+        description="its highest value, after the warm-up; that of FlagEmbedding's embedder examples",
+    )
+    batch_size: int = Field(
+        default=8, ge=1, description="queries in a step for each process; more give each query more negatives"
+    )
+    train_group_size: int = Field(
+        default=8, ge=1, description="texts of each query: one positive and the rest its negatives; FlagEmbedding's own"
+    )
+    query_max_len: int = Field(
+        default=64, ge=2, description="tokens, what is beyond is cut off; the model's positions limit it"
+    )
+    passage_max_len: int = Field(
+        default=256, ge=2, description="tokens, the same; fits passages of about 200 words and costs most of the memory"
+    )
+    temperature: float = Field(
+        default=0.02, gt=0, description="the loss divides cosines by it; FlagEmbedding's own; a reranker has none"
+    )
+    matryoshka_dims: tuple[int, ...] | None = Field(
+        default=None,
+        description="lengths of vectors, each smaller than the one before, as [1024, 512, 256]; with base and matryoshka "
+        "only; null: with matryoshka the width and its halves down to 64, at most five",
+    )
+    seed: int = Field(default=42, ge=0, description="of the rows' order and the drawn negatives; FlagEmbedding's own")
+    trackers: tuple[Tracker, ...] | None = Field(
+        default=None,
+        description="where the curves go beside the console, always into the output folder; null: tensorboard where it "
+        "is installed; []: none",
+    )
+    arguments: dict[str, Any] = Field(
+        default={},
+        description="any other argument of the trainer, such as save_steps: 500, and it wins over the recipe's; null "
+        "leaves the recipe's out; `bge-launch plan` prints them all",
+    )
 
     @field_validator("matryoshka_dims")
     @classmethod
@@ -138,7 +184,7 @@ def load_config(path: Path) -> LaunchConfig:
         if config.deepspeed and ("/" in config.deepspeed or config.deepspeed.endswith(".json")):
             places["deepspeed"] = str(absolute(config.deepspeed, folder))
     except ValidationError as e:
-        raise InputError(problem(e), where=path) from e
+        raise InputError(problem(e), where=path, fix=EXPLAINED) from e
     except ValueError as e:
         raise InputError(str(e), where=path, fix="set the variable, or write the path out") from e
     return config.model_copy(update=places)
@@ -149,13 +195,14 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     import yaml  # type: ignore[import-untyped]
 
     if not path.is_file():
-        raise InputError("no such file", where=path, fix="give the path of a YAML file")
+        raise InputError("no such file", where=path, fix=f"give the path of a YAML file; {EXPLAINED}")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise InputError(f"not valid YAML: {e}", where=path) from e
+        fix = "put a text that holds `: `, `#` or a bracket in quotes, and indent with blanks"
+        raise InputError(f"not valid YAML: {e}", where=path, fix=fix) from e
     if not isinstance(raw, dict):
-        raise InputError(f"expected keys and values, got {type(raw).__name__}", where=path)
+        raise InputError(f"expected keys and values, got {type(raw).__name__}", where=path, fix=EXPLAINED)
     return raw
 
 

@@ -21,6 +21,7 @@ RENAMED = {
     "evaluation_strategy": "eval_strategy",
     "normlized": "normalize_embeddings",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "same_task_within_batch": "same_dataset_within_batch",
 }
 # Old name → why it can be left out.
 DROPPED = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from launch.columns import kinds_of, late
 from launch.config import Frozen
 from launch.problems import Problem, error
 from launch.scan import contents
+
+_PATTERN = re.compile(r"[*?]|::|\[[^/]*\]")  # of `datasets`, which looks for files with them
 
 
 class FileFacts(Frozen):
@@ -76,6 +79,9 @@ def _scan_file(path: Path, wanted: int) -> FileFacts:
     if path.suffix not in (".json", ".jsonl"):
         reason = f"{path}: FlagEmbedding reads only names ending in .json or .jsonl and silently skips others"
         problems.append(error("data.extension", reason, "rename the file"))
+    if found := _PATTERN.search(str(path)):
+        reason = f"{path}: the trainer's loader takes {found[0]} for a pattern, and finds other files or none"
+        problems.append(error("data.pattern", reason, "rename the file or folder without [ ], *, ? and ::"))
     try:
         held = contents(path)
     except OSError as e:

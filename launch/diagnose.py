@@ -24,6 +24,7 @@ _BAR = re.compile(r"^.*?\d+%\|[^|]*\|[^\[]*\[[^\]]*\]")  # tqdm's, with what sta
 _LOSS = re.compile(r"'(?:train_)?loss': '?([^',}\s]+)")
 _NAN_GRADIENT = re.compile(r"'grad_norm': '?nan")
 _UNUSED = re.compile(r"(?:not used by the HfArgumentParser|unrecognized arguments):(.*)")
+_KEYWORD = re.compile(r"unexpected keyword argument '(\w+)'")
 _SIZES = {
     "wanted": re.compile(r"Tried to allocate ([\d.]+ \w+)"),
     "in all": re.compile(r"total capacity of ([\d.]+ \w+)|([\d.]+ \w+) total capacity"),
@@ -58,7 +59,7 @@ class Diagnosis(Frozen):
 
 
 class Known(NamedTuple):
-    """A row of the table: a line with any of `phrases` in it means `cause`."""
+    """A row of the table: a line with any of `phrases` in it means `cause`, if `beside` stands in the log, too."""
 
     id: str
     phrases: tuple[str, ...]
@@ -66,6 +67,7 @@ class Known(NamedTuple):
     fix: str
     reference: str = ""
     kind: Kind = "cause"
+    beside: str = ""
 
 
 _SMALLER = "lower batch_size, passage_max_len or train_group_size"
@@ -74,6 +76,15 @@ KNOWN = (
     Known("cuda.memory", ("CUDA out of memory", "CUDA error: out of memory"), "the GPU's memory is full",
           f"{_SMALLER}; m3's sparse head alone takes passages × length × 250,002 numbers, twice. "
           "`arguments: {gradient_checkpointing: true}` or `sub_batch_size` saves the encoder's part", "FlagEmbedding#1277"),
+    Known("cuda.cublas", ("CUBLAS_STATUS_ALLOC_FAILED",), "cuBLAS found no room in the GPU's memory, which is nearly always full then",
+          f"{_SMALLER}; see with nvidia-smi whether another process holds the GPU"),
+    Known("cuda.assert", ("device-side assert",), "an index lies beyond its table on the GPU: a token that the model's vocabulary "
+          "does not have, or a place beyond its longest text",
+          "take the tokenizer from the model's own folder, and lengths that `bge-launch check` accepts; CUDA_LAUNCH_BLOCKING=1, "
+          "or a run with `hardware: {device: cpu}`, shows the line"),
+    Known("memory.cpu", ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory",
+                         "[Errno 12] Cannot allocate memory"),
+          "the main memory is full", f"{_SMALLER}, or hardware.nproc_per_node"),
     Known("nccl.timeout", ("collective operation timeout", "NCCL operations have failed or timed out"),
           "one process waited for the others until NCCL gave up",
           "look for another process's error above. If there is none: keep dataloader_drop_last on, give every node the same "
@@ -91,7 +102,9 @@ KNOWN = (
     Known("data.not-a-list", ("assert isinstance(data['pos'], list)",), "pos or neg is not a list",
           "write a list even of one text: \"pos\": [\"…\"]", "FlagEmbedding#1369"),
     Known("data.no-negatives", ("ZeroDivisionError",), "a row whose `neg` is empty: the trainer divides by the number of negatives",
-          "mine negatives for it, or leave the row out", "FlagEmbedding#945"),
+          "mine negatives for it, or leave the row out", "FlagEmbedding#945", beside="train_group_size - 1) / len("),
+    Known("data.json", ("JSON parse error:",), "a line of a training file is no JSON, or one of its keys holds another kind of value there",
+          "`bge-launch check` names the file and the line; on any JSON-lines file `bge-factory validate` does"),
     Known("data.no-dot", ("split('.')[-2]",), "a path in train_data has no dot, and same_dataset_within_batch reads what is before it",
           "let train_data name files that end in .jsonl"),
     Known("data.missing", ("cannot find file:",), "a path in train_data is not there", "correct `train_data:`; seen from the machine that trains"),
@@ -99,7 +112,12 @@ KNOWN = (
           "let train_data name .json or .jsonl files with rows; other names are skipped", "FlagEmbedding#1063"),
     Known("network.port", ("EADDRINUSE", "ddress already in use"), "the port at which the processes meet is taken, often by a run that still lives",
           "end the other run, or choose another port (--standalone, which bge-launch uses on one node, finds a free one)"),
-    Known("argument.unknown", ("arguments are not used by the HfArgumentParser", "unrecognized arguments:"),
+    Known("network.rendezvous", ("client socket has timed out", "RendezvousTimeoutError", "RendezvousConnectionError"),
+          "a node did not reach the one at which all of them meet",
+          "start all nodes at about the same time; every node must reach the head's address and port (`head:` and `rdzv_port:` in "
+          "cluster.yaml, --rdzv_endpoint or --master_addr by hand) through the firewall, by a name that means the same on all"),
+    Known("argument.unknown", ("arguments are not used by the HfArgumentParser", "unrecognized arguments:",
+                               "Arguments.__init__() got an unexpected keyword argument"),
           "the installed trainer has no such argument", "see `bge-launch plan launch.yaml`", "FlagEmbedding#1592"),
     Known("module.old", ("No module named 'FlagEmbedding.baai_general_embedding", "No module named 'FlagEmbedding.BGE_M3"),
           "the command is one of FlagEmbedding 1.2 and older", "use a launch.yaml with `recipe:`; bge-launch names the new module", "FlagEmbedding#1509"),
@@ -114,7 +132,7 @@ KNOWN = (
           "`bge-launch resume`, which loads it with and without DeepSpeed; by hand only a run with DeepSpeed can resume"),
     Known("shm.full", ("out of shared memory", "unable to allocate shared memory", "killed by signal: Bus error"),
           "/dev/shm is full", "give the container more: docker --shm-size=16g; a memory-backed emptyDir on Kubernetes"),
-    Known("memory.killed", ("exitcode: -9", "exitcode  : -9", "exit code -9", "(SIGKILL)", "Signals.SIGKILL", "killed by signal: Killed",
+    Known("memory.killed", ("exitcode: -9", "exitcode  : -9", "exit code -9", "(SIGKILL)", "died with <Signals.SIGKILL", "killed by signal: Killed",
                             "oom-kill", "oom_kill", "Out of memory: Killed process"),
           "the kernel killed a process, nearly always for want of main memory",
           "give the job more memory, fewer processes (hardware.nproc_per_node) or smaller files; `dmesg` names the killed one"),
@@ -160,7 +178,8 @@ _ZERO = Known("loss.zero", (), f"the loss is 0, {ZEROS} times in a row: nothing 
 
 def diagnose(log: str) -> list[Diagnosis]:
     """What is known of a log's errors, the first cause first; empty if nothing is. Each is reported once."""
-    rows = [row for row in KNOWN if any(phrase in log for phrase in row.phrases)]  # of a large log, few are left
+    # of a large log, few are left
+    rows = [row for row in KNOWN if row.beside in log and any(phrase in log for phrase in row.phrases)]
     found: list[Diagnosis] = []
     losses = _Losses()
     for number, text in _pieces(log):
@@ -202,8 +221,10 @@ def _found(row: Known, number: int, text: str) -> Diagnosis:
     if row.id == "cuda.memory":
         sizes = {what: next(filter(None, m.groups())) for what, p in _SIZES.items() if (m := p.search(text))}
         cause += "".join(f", {size} {what}" for what, size in sizes.items())
-    if row.id == "argument.unknown" and (unused := _UNUSED.search(text)):
-        fix = "; ".join(_advice(name.replace("-", "_")) for name in re.findall(r"--([\w-]+)", unused[1])) or fix
+    if row.id == "argument.unknown":
+        unused = _UNUSED.search(text)
+        names = re.findall(r"--([\w-]+)", unused[1]) if unused else _KEYWORD.findall(text)
+        fix = "; ".join(_advice(name.replace("-", "_")) for name in names) or fix
     line = _BAR.sub("", text).strip()
     at = min((line.find(phrase) for phrase in row.phrases if phrase in line), default=0)
     start = max(min(at - WIDTH // 4, len(line) - WIDTH), 0)

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launch.base_model import read_json, restore_dropout, stored_pooling, write_json
+from factory.workspace import write_json
+from launch.base_model import read_json, restore_dropout, stored_pooling
 from launch.checkpoints import HEADS
 from launch.plan import LaunchPlan
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from factory.errors import InputError
 from factory.modelfiles import model_fingerprint
-from launch.base_model import read_json, write_json
+from factory.workspace import write_json
+from launch.base_model import read_json
 from launch.plan import LaunchPlan
 from launch.worker import RECORD
 

@@ -18,7 +18,7 @@ from factory.errors import InputError
 from factory.records import problem
 from launch.config import LaunchConfig, deepspeed_file
 from launch.contract import DROPPED, MODULES, OWNED, RENAMED, translate
-from launch.migrate_silence import lengths, missing_paths, precision, untold
+from launch.migrate_silence import lacking, lengths, missing_paths, precision, untold
 from launch.migrate_words import (
     TYPOGRAPHIC,
     Option,
@@ -41,11 +41,12 @@ OLD_MODULES = {
 }
 RERANKER = {"FlagEmbedding.finetune.reranker.encoder_only.base": "reranker"}
 RECIPES = {module: recipe for recipe, module in MODULES.items()} | RERANKER | OLD_MODULES
-LAUNCHER = re.compile(r"(?:.*/)?(torchrun|python[\d.]*|deepspeed|accelerate)(?:\.exe)?$")
+LAUNCHER = re.compile(r"(?:.*[/\\])?(torchrun|python[\d.]*|deepspeed|accelerate)(?:\.exe)?$")
 # A launcher's options that count something, and the key of `hardware:` for it.
 COUNTS = dict.fromkeys(("nproc_per_node", "num_gpus", "num_processes"), "nproc_per_node")
 COUNTS |= dict.fromkeys(("nnodes", "num_nodes", "num_machines"), "nnodes")
 ELLIPSIS = re.compile(r"(^|/)(…|\.\.\.)(/|$)")  # what a page made of ../ or ../../
+PLACEHOLDER = re.compile(r"\{\w[^{}]*\}")  # a page's word for what the reader has to fill in
 VISIBLE = {"include", "gpu_ids"}  # a launcher's options that name GPUs
 SILENT = {"echo", "printf", "set", "exit", "wait"}  # commands that nobody misses
 LEFT_OUT = {
@@ -80,10 +81,9 @@ def migrate(text: str, *, folder: Path, names: frozenset[str] | None = None) -> 
     _loose(draft, loose)
     for option in given:
         _argument(draft, option)
-    missing = [f"--{name}" for key, name in REQUIRED.items() if key not in draft.keys]
+    missing = [name for key, name in REQUIRED.items() if key not in draft.keys]
     if missing:
-        what = f"the command gives no {' and no '.join(missing)}, only {', '.join(o.name for o in given) or 'nothing'}"
-        raise InputError(what, where=f"line {command[at].line}", fix="add it to the command, with its value")
+        raise lacking(missing, given, command[at].line)
     lengths(draft, module)
     precision(draft)
     untold(draft)
@@ -192,7 +192,9 @@ def _argument(draft: Draft, option: Option) -> None:
         draft.notes.append(f"{option.given}: given twice; the last one counts, as with the trainer")
     draft.told.add(name)
     key = OWNED.get(name)
-    if name in LEFT_OUT:
+    if any(PLACEHOLDER.fullmatch(w.text) for w in option.values):
+        draft.lost(option.line, f"{option.given} (a placeholder, yours to fill in)")
+    elif name in LEFT_OUT:
         draft.change(option.given, "", LEFT_OUT[name])
     elif name == "use_cpu":
         if _value(option) is True:
@@ -270,8 +272,10 @@ def _values(draft: Draft, option: Option) -> list[Word]:
     values, remarks = without_remarks(option.values, paths=paths, prose=_is_prose(option.name), folder=draft.folder)
     draft.remarks += remarks
     for text in (w.text for w in values):
-        if re.search(r"\$[\w{(]", os.path.expandvars(text)):
+        if re.search(r"\$[\w{(]|%[A-Za-z_]\w*%", os.path.expandvars(text)):
             draft.lost(option.line, f"{option.given} (neither script nor environment says what {text} stands for)")
+        if paths and re.match(r"[A-Za-z]:[\\/]", text):
+            draft.notes.append(f"{option.given}: a Windows path; WSL has {text[:2]} as /mnt/{text[0].lower()}")
         if paths and option.name != "deepspeed" and ELLIPSIS.search(text):
             draft.lost(option.line, f"{option.given} (… hides a part of the path)")
     return values

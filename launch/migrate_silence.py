@@ -6,8 +6,10 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+from factory.errors import InputError
 from launch.config import LaunchConfig
 from launch.contract import OWNED, warmup_name
+from launch.migrate_words import Option
 from launch.migration import Draft, is_there, scalar
 from launch.recipes import Situation, recipe_arguments, words
 
@@ -138,6 +140,17 @@ def _recipe_rows(draft: Draft) -> list[dict[str, tuple[str, ...]]]:
 def _same(value: Any, there: tuple[str, ...]) -> bool:
     ours = tuple(str(scalar(w)) for w in words(value))
     return ours == tuple(str(scalar(w)) for w in there)
+
+
+def lacking(missing: list[str], given: list[Option], line: int) -> InputError:
+    """What the command does not give, or gives as a placeholder or without a value."""
+    empty = [option for option in given if option.name in missing]
+    absent = [f"--{name}" for name in missing if name not in {o.name for o in empty}]
+    said = [f"no value for --{o.name}, only {o.values[0].text if o.values else 'the name'}" for o in empty]
+    if absent:
+        said.append(f"no {' and no '.join(absent)}, only {', '.join(o.name for o in given) or 'nothing'}")
+    fix = "write the value into the command" if empty else "add it to the command, with its value"
+    return InputError(f"the command gives {'; and '.join(said)}", where=f"line {line}", fix=fix)
 
 
 def missing_paths(draft: Draft) -> None:

@@ -32,10 +32,11 @@ TOKEN = re.compile(
     r"""
       (?P<join>(?:[\\＼]|(?<=\s)[\^`])[^\S\n]*\n)    # a line goes on: \, and ^ or ` on Windows
     | (?P<slash>(?<!\S)[\\＼](?=[^\S\n]))                   # the same, with a remark behind it
-    | (?P<escape>\\.)
+    | (?P<escape>\\\W)                                      # not D:\models
     | (?P<comment>(?<!\S)\#[^\n\r]*)
     | (?P<list>(?<!\S)[A-Za-z_]\w*\+?=\([^)]*\))
-    | (?P<splice>"\$\{\w+\[[@*]\]\}"|\$\{\w+(?:\[[@*]\]|:?-[^}]*)?\}|\$[A-Za-z_]\w*)
+    | (?P<placeholder>(?<!\S)\{\w[^{}"'\n]*\}(?!\S))        # one word, with blanks and ; in it
+    | (?P<splice>"\$\{\w+\[[@*]\]\}"|\$\{\w+(?:\[[@*]\]|:?-[^}]*)?\}|\$[A-Za-z_]\w*|%[A-Za-z_]\w*%)
     | (?P<call>\$\([^()]*\))
     | (?P<quote>["“”„‟＂'‘’‚＇])
     | (?P<redirect>(?<!\S)(?:\d|&)?>>?(?:&\d)?)
@@ -47,7 +48,8 @@ TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 IN_DOUBLE = re.compile(
-    r"(?P<join>\\[^\S\n]*\n)|\\(?P<escape>[\"\\$`])|(?P<splice>\$\{\w+(?::?-[^}]*)?\}|\$\w+)|(?P<other>.)", re.DOTALL
+    r"(?P<join>\\[^\S\n]*\n)|\\(?P<escape>[\"\\$`])|(?P<splice>\$\{\w+(?::?-[^}]*)?\}|\$\w+|%\w+%)|(?P<other>.)",
+    re.DOTALL,
 )
 NEXT_IS_OPTION = re.compile(rf"(?:\s|#[^\n]*\n)*(?:{DASH}+[A-Za-z]|[/／]{CJK})")
 
@@ -260,7 +262,7 @@ class _Reader:
         return found[1:] if kind == "escape" else found
 
     def _value(self, reference: str, line: int) -> tuple[Char, ...] | None:
-        """What a `$NAME` or `${NAME:-other}` stands for; None where the script does not say."""
+        """What a `$NAME`, `${NAME:-other}` or `%NAME%` stands for; None where the script does not say."""
         name = re.search(r"\w+", reference)
         default = re.search(r":?-([^}]*)\}$", reference)
         other = tuple((c, line) for c in default[1]) if default else None

@@ -237,8 +237,8 @@ def _pooling_problems(config: LaunchConfig) -> list[Problem]:
 
 def command(plan: LaunchPlan) -> str:
     """The plan as one shell command: environment, then argv, one argument a line."""
-    lines: list[list[str]] = [[f"{name}={shlex.quote(value)}" for name, value in plan.env.items()], [plan.argv[0]]]
-    for word in plan.argv[1:]:
+    lines: list[list[str]] = [[f"{name}={shlex.quote(value)}" for name, value in plan.env.items()], []]
+    for word in plan.argv:
         if word.startswith("-") and not _is_number(word):
             lines.append([])
         lines[-1].append(shlex.quote(word))

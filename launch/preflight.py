@@ -6,7 +6,7 @@ from launch.checks_data import batch, columns, data, distillation, prompts, same
 from launch.checks_deepspeed import deepspeed
 from launch.checks_machine import dev, disk, hardware, output, ports
 from launch.checks_model import lengths, model, sub_batches
-from launch.checks_recipes import matryoshka, reranker
+from launch.checks_recipes import evaluation, matryoshka, reranker
 from launch.checks_text import truncation
 from launch.plan import LaunchPlan
 from launch.problems import Problem
@@ -19,6 +19,7 @@ CHECKS = (
     sub_batches,
     reranker,
     matryoshka,
+    evaluation,
     hardware,
     tracker_packages,
     ports,

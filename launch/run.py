@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from factory.errors import InputError
 from launch import manifest
 from launch.base_model import prepare, read_json, remove_prepared
 from launch.checkpoints import newest, zero_stage
@@ -81,11 +83,16 @@ def _alone(plan: LaunchPlan, file: BinaryIO, config: Path | None, resume: bool) 
         outcome |= {"error": str(e), "exit_code": e.code}
         raise Interrupted(e.number, _kept(plan, config)) from e
     finally:
-        if plan.prepared:
-            remove_prepared(plan.prepared)
         seconds = before.get("seconds", 0) + time.monotonic() - began
-        loss = losses(plan.output, log.read_text("utf-8", "replace"))
-        manifest.write(plan, **outcome, seconds=round(seconds, 1), loss=loss)
+        try:
+            if plan.prepared:
+                remove_prepared(plan.prepared)
+            loss = losses(plan.output, log.read_text("utf-8", "replace"))
+            manifest.write(plan, **outcome, seconds=round(seconds, 1), loss=loss)
+        except (OSError, InputError) as e:
+            if outcome["exit_code"] == 0:
+                raise
+            print(f"warning: {plan.output / manifest.NAME} is as old as the start: {e} [run.manifest]", file=sys.stderr)
     return Result(output=plan.output, seconds=seconds, loss=loss, changed=outcome["changed"], dev=outcome["dev"])
 
 
@@ -93,7 +100,7 @@ def move_aside(output: Path) -> Path | None:
     """Renames a full folder to the first free `<name>.old-N`; None if there was nothing to move.
 
     Raises:
-        InputError: a run is training into it.
+        InputError: a run is training into it, or its own folder cannot be written.
     """
     if not output.is_dir() or not any(output.iterdir()):
         return None
@@ -103,7 +110,11 @@ def move_aside(output: Path) -> Path | None:
     number = 1
     while (aside := output.with_name(f"{output.name}.old-{number}")).exists():
         number += 1
-    return output.rename(aside)
+    try:
+        return output.rename(aside)
+    except OSError as e:
+        fix = "choose another `output:`, or move it by hand"
+        raise InputError(f"cannot be moved aside: {e.strerror}", where=output, fix=fix) from e
 
 
 def _kept(plan: LaunchPlan, config: Path | None) -> str:

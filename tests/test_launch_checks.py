@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
+import os
 import shutil
 import socket
+import tempfile
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from factory.errors import InputError
 from launch import checks_machine
 from launch.checks_text import sample, truncation
 from launch.columns import FIRST_CHUNK
@@ -18,6 +24,7 @@ from launch.contract import Contract, installed
 from launch.plan import LaunchPlan, Machine, make_plan
 from launch.preflight import check
 from launch.problems import Problem
+from launch.run import move_aside
 
 CPU = Machine(gpus=0, bf16=False, cores=4)
 ROW: dict[str, Any] = {"query": "q", "pos": ["p"], "neg": ["n", "m"]}
@@ -129,6 +136,20 @@ def test_a_file_below_small_threshold(found: Any) -> None:
     problems = found([ROW] * 8, [ROW] * 6, arguments=SAME | {"small_threshold": 8})
     assert "f1.jsonl: 6 rows, fewer than small_threshold's 8" in problems["data.small-file"].reason
     assert "data.small-file" not in found([ROW] * 8, [ROW] * 6, arguments=SAME | {"small_threshold": 6})
+
+
+@pytest.mark.parametrize("name", ["f[1].jsonl", "f?.jsonl", "f*.jsonl", "f::1.jsonl", "run [v2]/f.jsonl"])
+def test_a_path_that_the_loader_takes_for_a_pattern(found: Any, tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    for one in (tmp_path / "f1.jsonl", tmp_path / "f[1.jsonl", file):
+        one.parent.mkdir(exist_ok=True)
+        one.write_text((json.dumps(ROW) + "\n") * (9 if one.name == "f1.jsonl" else 8))
+    problem = found(train_data=[name])["data.pattern"]
+    assert problem.severity == "error" and str(file) in problem.reason and problem.fix
+    with contextlib.suppress(FileNotFoundError, StopIteration):
+        assert loaded(tmp_path, False, name) != 8  # another file, or several
+    assert found(train_data=["f[1.jsonl"]) == {}
+    assert loaded(tmp_path, False, "f[1.jsonl") == 8
 
 
 # Negatives
@@ -260,6 +281,44 @@ def test_a_fixed_port_in_use(planned: Any) -> None:
         elsewhere = plan.model_copy(update={"argv": ("torchrun", f"--rdzv_endpoint=other-node:{port}")})
         assert not list(checks_machine.ports(elsewhere))
     assert not list(checks_machine.ports(fixed))
+
+
+def test_an_output_of_ones_own_in_a_folder_of_others(planned: Any) -> None:
+    """Asked as nobody: for root every folder can be written."""
+    plan = planned([ROW] * 8)
+    assert plan.prepared and plan.prepared.parent == plan.output.parent  # as a plan for the CPU has it
+    with tempfile.TemporaryDirectory() as name:  # where nobody can look into it
+        theirs, ours = Path(name), Path(name) / "tuned"
+        ours.mkdir()
+        theirs.chmod(0o555)
+        if os.getuid() == 0:
+            os.chown(ours, 65534, 65534)
+
+        def said(conn: Connection) -> None:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            for output, prepared in (
+                (ours, None),
+                (ours, theirs / ".tuned-base"),
+                (theirs / "new", None),
+                (theirs, None),
+            ):
+                asked = plan.model_copy(update={"output": output, "prepared": prepared})
+                conn.send([p.reason for p in checks_machine.output(asked, True) if p.id == "output.read-only"])
+
+            (ours / "old").touch()
+            try:
+                move_aside(ours)
+            except InputError as e:
+                conn.send([e.what])
+
+        here, there = multiprocessing.Pipe()
+        child = multiprocessing.get_context("fork").Process(target=said, args=(there,))
+        child.start()
+        child.join(60)
+        found = [here.recv() for _ in range(5) if here.poll(10)]
+        theirs.chmod(0o755)
+    assert found == [[], *[[f"{theirs}: cannot be written"]] * 3, ["cannot be moved aside: Permission denied"]]
 
 
 def test_disk_space_for_the_checkpoints(planned: Any, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

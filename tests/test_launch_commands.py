@@ -51,6 +51,17 @@ def test_what_cannot_be_migrated_or_read_is_one_clear_error(tmp_path):
         assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_script_in_gbk_and_a_log_of_powershell_are_read(tmp_path):
+    (tmp_path / "old.bat").write_bytes(COMMAND.replace("tuned", "模型/焊接").encode("gbk"))
+    done = launch("migrate", "old.bat", cwd=tmp_path)
+    assert yaml.safe_load(done.stdout)["output"] == "模型/焊接"
+    (tmp_path / "log.txt").write_bytes(
+        "epoch 1\r\nCUDA out of memory. Tried to allocate 20.00 GiB\r\n".encode("utf-16")
+    )
+    done = launch("diagnose", "log.txt", cwd=tmp_path)
+    assert "[cuda.memory]" in done.stdout and "line 2" in done.stdout
+
+
 def test_a_log_is_diagnosed_whatever_its_bytes(tmp_path):
     log = b"epoch 1\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB\n" + b"\xff\xfe"
     (tmp_path / "launch.log").write_bytes(log)

@@ -149,6 +149,52 @@ def test_values_that_contradict_the_plan(found: Any) -> None:
     assert found({"gradient_accumulation_steps": 4}, arguments={"gradient_accumulation_steps": 4}) == {}
 
 
+CONTRADICTIONS: list[tuple[str, object, object]] = [  # a value that the trainer takes, and one that it does not
+    ("train_batch_size", 8, 4),
+    ("gradient_clipping", 1.0, 0.5),
+    ("optimizer.params.lr", 1e-4, 5e-5),
+    ("optimizer.params.betas", [0.9, 0.999], [0.8, 0.999]),
+    ("optimizer.params.eps", 1e-8, 1e-6),
+    ("optimizer.params.weight_decay", 0.01, 0.0),
+    ("scheduler.params.warmup_max_lr", 1e-4, 1e-3),
+    ("scheduler.params.warmup_num_steps", 1, 100),
+    ("scheduler.params.total_num_steps", 2, 1000),
+]
+
+
+@pytest.mark.parametrize(("key", "same", "other"), CONTRADICTIONS, ids=lambda v: v if isinstance(v, str) else "")
+def test_what_the_trainer_stops_at_is_found_before(
+    found: Any, tmp_path: Path, key: str, same: object, other: object
+) -> None:
+    from transformers import HfArgumentParser, TrainingArguments
+    from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
+
+    def trainer_takes(value: object) -> bool:
+        plan = make_plan(load_config(tmp_path / "launch.yaml"), Machine(gpus=0, bf16=False, cores=4), installed("base"))
+        words = [w for a in plan.arguments if a.name != "deepspeed" for w in (f"--{a.name}", *a.words)]
+        args, _ = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(words, return_remaining_strings=True)
+        filled = HfTrainerDeepSpeedConfig(nested(value))
+        filled.trainer_config_process(args)
+        try:
+            filled.trainer_config_finalize(args, None, plan.batch.updates)
+        except ValueError as e:
+            assert "Please correct the following DeepSpeed config values" in str(e)
+            return False
+        return True
+
+    def nested(value: object) -> dict[str, Any]:
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        assert isinstance(value, dict)
+        return {"optimizer": {"type": "AdamW"}, "scheduler": {"type": "WarmupLR"}} | value
+
+    keys = {"arguments": {"gradient_accumulation_steps": 2, "weight_decay": 0.01}}
+    for value, good in ((same, True), ("auto", True), (other, False)):
+        problems = found(nested(value), **keys)
+        assert ("deepspeed.mismatch" not in problems) == good == trainer_takes(value), value
+    assert f"{key} is {other}" in problems["deepspeed.mismatch"]
+
+
 @pytest.mark.slow
 def test_two_ranks_train_base_with_stage2_and_its_optimizer_in_memory(tmp_path: Path, models: Path) -> None:
     code, out, err = launch("run", write(tmp_path, models / "bert", hardware=TWO, deepspeed="stage2-offload"))

@@ -50,6 +50,18 @@ CASES = [
         "torch.distributed.DistBackendError: NCCL error in: NCCLUtils.hpp:77, ncclSystemError",
         "NCCL_DEBUG",
     ),
+    (
+        "cuda.cublas",
+        "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "lower",
+    ),
+    ("cuda.assert", "torch.AcceleratorError: CUDA error: device-side assert triggered", "tokenizer"),
+    (
+        "memory.cpu",
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+        "tried to allocate 281474976710656 bytes. Error code 12 (Cannot allocate memory)",
+        "nproc_per_node",
+    ),
     ("loss.nan", "{'loss': nan, 'grad_norm': nan, 'learning_rate': 1e-05, 'epoch': 0.1}", "learning_rate"),
     ("loss.nan", "{'loss': '0', 'grad_norm': 'nan', 'learning_rate': '1e-05', 'epoch': '0.1'}", "bf16"),
     ("loss.nan", "{'train_runtime': 9.1, 'train_loss': inf, 'epoch': 1.0}", "learning_rate"),
@@ -89,6 +101,18 @@ CASES = [
         "The server socket has failed to listen on any local network address. port: 29500, useIpv6: false, "
         "code: -98, name: EADDRINUSE, message: address already in use",
         "another port",
+    ),
+    (
+        "network.rendezvous",
+        "torch.distributed.DistNetworkError: The client socket has timed out after 60000ms while trying to connect to "
+        "(gpu-1, 29500).",
+        "firewall",
+    ),
+    (
+        "data.json",
+        "Failed to load JSON from file '/data/train.jsonl' with error <class 'pyarrow.lib.ArrowInvalid'>: JSON parse "
+        "error: Missing a comma or '}' after an object member. in row 1",
+        "bge-launch check",
     ),
     ("argument.unknown", UNUSED + "['--overwrite_output_dir', 'True']", "leave --overwrite_output_dir out"),
     ("module.old", "ModuleNotFoundError: No module named 'FlagEmbedding.baai_general_embedding'", "recipe"),
@@ -167,6 +191,33 @@ def test_unknown_arguments_are_each_given_their_new_name() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["evaluation_strategy", "overwrite_output_dir"])
+def test_an_argument_that_the_installed_class_does_not_take(name: str) -> None:
+    from transformers import TrainingArguments
+
+    with pytest.raises(TypeError) as raised:
+        TrainingArguments(output_dir="unused", **{name: "no"})
+    (found,) = diagnose(START + f"TypeError: {raised.value}\n")
+    assert found.id == "argument.unknown"
+    wanted = {
+        "evaluation_strategy": "is now called eval_strategy",
+        "overwrite_output_dir": "leave --overwrite_output_dir out",
+    }
+    assert wanted[name] in found.fix
+
+
+STOPPED = (
+    "W1121 api.py:1048] Unable to shutdown process 77 via Signals.SIGTERM, forcefully exiting via Signals.SIGKILL\n"
+)
+
+
+def test_that_torchrun_ends_the_others_is_no_want_of_memory() -> None:
+    unknown = START + "ValueError: nobody knows this one\n" + STOPPED
+    assert diagnose(unknown) == [] and "nobody knows this one" in report(unknown)
+    died = "subprocess.CalledProcessError: Command '['python']' died with <Signals.SIGKILL: 9>.\n"
+    assert [d.id for d in diagnose(START + died)] == ["memory.killed"]
+
+
 def test_three_causes_in_their_order_each_once_and_the_summary_last() -> None:
     fork, memory, late = CASES[-2][1], CASES[0][1], CASES[2][1]
     assert "forked" in fork and "out of memory" in memory and "Watchdog" in late
@@ -189,9 +240,9 @@ def test_three_causes_in_their_order_each_once_and_the_summary_last() -> None:
 
 def test_carriage_returns_are_one_line_and_hide_no_error() -> None:
     bars = "".join(f"\r {n}%|█▏        | {n}/100 [00:0{n}<01:30,  1.05it/s]" for n in range(1, 9))
-    log = f"start\n{bars}\r{{'loss': nan, 'epoch': 0.1}}\r{bars}[rank0]: ZeroDivisionError: division by zero\nend\n"
-    assert [(d.id, d.line) for d in diagnose(log)] == [("loss.nan", 2), ("data.no-negatives", 2)]
-    assert diagnose(log)[1].evidence == "[rank0]: ZeroDivisionError: division by zero"
+    log = f"start\n{bars}\r{{'loss': nan, 'epoch': 0.1}}\r{bars}[rank0]: CUDA error: out of memory\nend\n"
+    assert [(d.id, d.line) for d in diagnose(log)] == [("loss.nan", 2), ("cuda.memory", 2)]
+    assert diagnose(log)[1].evidence == "[rank0]: CUDA error: out of memory"
     assert diagnose(log.replace("\n", "\r\n"))[0].line == 2
 
 
@@ -224,6 +275,7 @@ def test_an_empty_log_is_no_error() -> None:
         "{'loss': 1.25, 'grad_norm': inf, 'epoch': 0.1}\n",  # fp16 looking for its scale
         "{'loss': '0.0004', 'grad_norm': '3e-05'}\n" * 5,
         "IndexError: list index out of range\n",  # from anywhere
+        "    speed = samples / seconds\nZeroDivisionError: float division by zero\n",
         "  exitcode  : 1 (pid: 99)\n",
         "report on nannies and info desks\n",
     ],

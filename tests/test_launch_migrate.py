@@ -254,5 +254,7 @@ def test_paths(tmp_path: Path) -> None:
 
 
 def test_a_command_without_model_data_or_output() -> None:
-    with pytest.raises(InputError, match=r"line 2: .*no --train_data and no --output_dir.*model_name_or_path"):
+    with pytest.raises(
+        InputError, match=r"line 2: .*no value for --output_dir.*no --train_data, only model_name_or_path"
+    ):
         made(f"\ntorchrun -m {BASE} --model_name_or_path m --output_dir")

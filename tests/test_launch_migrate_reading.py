@@ -154,6 +154,46 @@ def test_a_page_with_prose_and_fences_and_a_windows_shell() -> None:
     assert found.config["seed"] == 9 and [line for line, _ in lost(found)] == [1, 8]
 
 
+README = """torchrun --nproc_per_node {number of gpus} \\
+-m FlagEmbedding.BGE_M3.run --output_dir OUT --model_name_or_path m --train_data d \\
+--per_device_train_batch_size {large batch size; set 1 for toy data} \\
+--same_task_within_batch True \\
+--seed 7
+"""
+
+
+def test_the_placeholders_and_the_old_names_of_the_m3_readme() -> None:
+    found = made(README.replace("OUT", "out"), names=NAMES)
+    assert found.config["seed"] == 7  # nothing is cut at the semicolon
+    assert found.config["arguments"]["same_dataset_within_batch"] is True
+    assert lost(found)[1] == (
+        3,
+        "--per_device_train_batch_size {large batch size; set 1 for toy data} (a placeholder, yours to fill in)",
+    )
+    assert [line for line, _ in lost(found)] == [1, 3]
+    with pytest.raises(InputError, match=r"no value for --output_dir, only \{path to save; model\}\n  fix: write the"):
+        made(README.replace("OUT", "{path to save; model}"), names=NAMES)
+    with pytest.raises(InputError, match="gives no --output_dir, only model_name_or_path, train_data"):
+        made(README.replace("--output_dir OUT", ""), names=NAMES)
+    kept = made(command("--gradient_checkpointing_kwargs '{\"use_reentrant\": false}' --some_format {}{}"))
+    assert lost(kept) == [] and kept.config["arguments"]["some_format"] == "{}{}"
+
+
+def test_windows_paths_and_variables() -> None:
+    text = f"""set OUT=D:\\out
+D:\\py3\\python.exe -m torch.distributed.run -m {BASE} ^
+  --model_name_or_path D:\\models\\bge ^
+  --train_data "D:\\数据\\train.jsonl" --output_dir %OUT%\\bge --cache_dir %HUB%
+"""
+    found = made(text, names=NAMES)
+    paths = ("D:\\models\\bge", "D:\\数据\\train.jsonl", "D:\\out\\bge")
+    assert tuple(found.config[key] for key in ("model", "train_data", "output")) == paths
+    assert sum("a Windows path; WSL has D: as /mnt/d" in note for note in found.notes) == 3
+    ((line, said),) = lost(found)
+    assert line == 4 and "says what %HUB% stands for" in said
+    assert made(command("--seed \\\n 3 --cache_dir a\\ b")).config["arguments"]["cache_dir"] == "a b"
+
+
 def test_a_variable_that_names_itself_ends() -> None:
     assert made("A='$A $A'\n" + command("--flag $A --seed 3")).config["seed"] == 3
 

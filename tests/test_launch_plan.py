@@ -94,7 +94,10 @@ def test_without_drop_last_every_row_is_used() -> None:
 
 def test_bash_makes_the_argv_and_environment_of_the_shown_command(folder: Path, base: Contract) -> None:
     made = plan(folder, base, query_instruction='it\'s a "query": $HOME\n', passage_instruction="", deepspeed="stage0")
-    spy = (sys.executable, "-c", "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))")
+    python = folder / "my env" / "python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    spy = (str(python), "-c", "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))")
     text = command(made.model_copy(update={"argv": (*spy, *made.argv)}))
     out = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True, env={})
     argv, env = json.loads(out.stdout)

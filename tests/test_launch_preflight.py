@@ -117,6 +117,17 @@ def test_fewer_rows_than_a_step_takes(found: Any) -> None:
     assert "batch.leftover" in found([ROW] * 7)
 
 
+def test_fewer_rows_than_processes(found: Any) -> None:
+    def fix(nproc: int, batch_size: int) -> str:
+        problem = found([ROW] * 5, batch_size=batch_size, hardware={"device": "cpu", "nproc_per_node": nproc})
+        return problem["batch.zero-steps"].fix if "batch.zero-steps" in problem else ""
+
+    advised = "add rows: at least 8; or fewer processes: hardware.nproc_per_node: 5 or less, with batch_size: 1"
+    assert fix(8, 4) == fix(8, 1) == advised
+    assert fix(5, 1) == ""
+    assert fix(2, 4) == "set batch_size: 2 or less, or add rows" and fix(2, 2) == ""
+
+
 def test_same_dataset_within_batch(found: Any, tmp_path: Path) -> None:
     (tmp_path / "small_no_in_batch_neg.jsonl").write_text(json.dumps(ROW) + "\n")
     files = ["train.jsonl", "small_no_in_batch_neg.jsonl"]
@@ -178,6 +189,50 @@ def test_more_processes_than_gpus(found: Any) -> None:
     eight = {"nproc_per_node": 8}
     assert "8 processes on the CPU" in found(batch_size=1, hardware=eight)["gpus.none"].reason
     assert "gpus.none" not in found(batch_size=1, hardware=eight | {"device": "cpu"})
+
+
+def test_tf32_needs_an_ampere_gpu(found: Any) -> None:
+    import torch
+    from transformers import TrainingArguments
+
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="--tf32 requires Ampere"):
+            TrainingArguments(output_dir="unused", use_cpu=True, tf32=True)
+    tf32 = {"arguments": {"tf32": True}}
+    assert found(**tf32)["gpus.tf32"].severity == "error"
+    cuda = {"hardware": {"device": "cuda"}}
+    assert "gpus.tf32" in found(machine=Machine(gpus=1, bf16=False, cores=8), **tf32, **cuda)
+    assert "gpus.tf32" not in found(machine=Machine(gpus=1, bf16=True, cores=8), **tf32, **cuda)
+    assert found(arguments={"tf32": False}) == {}
+
+
+def test_two_precisions_or_one_that_the_gpus_have_not(found: Any) -> None:
+    both = found(arguments={"fp16": True, "bf16": True})["argument.precision"]
+    assert both.severity == "error" and both.fix
+
+    def on(able: bool, **arguments: bool) -> dict[str, Problem]:
+        gpus = {"nproc_per_node": 1, "gpu": {"memory": 16, "bf16": able}}
+        problems: dict[str, Problem] = found(hardware=gpus, arguments=arguments)
+        return problems
+
+    assert "fp16" in on(False, bf16=True)["gpus.bf16"].fix
+    assert on(True, bf16=True) == on(False, fp16=True) == on(False, bf16=False) == {}
+    assert found(arguments={"bf16": True}) == {}  # a CPU takes it
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"evaluation_strategy": "steps"}, "eval_strategy"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end"),
+        ({"eval_on_start": True}, "eval_on_start"),
+        ({"save_strategy": "best", "metric_for_best_model": "loss"}, "save_strategy: best"),
+    ],
+)
+def test_the_trainer_has_nothing_to_evaluate_on(found: Any, arguments: dict[str, Any], named: str) -> None:
+    problem = found(arguments=arguments)["argument.evaluation"]
+    assert problem.severity == "error" and f"arguments.{named}:" in problem.reason and "`dev:`" in problem.fix
+    assert found(arguments={"eval_strategy": "no", "load_best_model_at_end": False}) == {}
 
 
 def test_deepspeed_files(found: Any, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from factory.exports import FORMATS
-from factory.folders import whole_folder
 from factory.exports.run import Run
+from factory.folders import whole_folder
 from factory.records import InputError
 
 # The module of each format, and its function. Loaded when asked for: one format's libraries are not another's.
