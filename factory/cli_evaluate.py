@@ -35,8 +35,10 @@ def evaluate(
     instructions: Annotated[
         str, typer.Option(help="queries with their instruction (given), without (none), or both side by side")
     ] = "given",
-    query_max_length: Annotated[int, typer.Option(min=8, help="tokens")] = 128,
-    passage_max_length: Annotated[int, typer.Option(min=16, help="tokens")] = 512,
+    query_max_length: Annotated[
+        int | None, typer.Option(min=8, help="tokens; default: as in the run that made the set, else 128")
+    ] = None,
+    passage_max_length: Annotated[int | None, typer.Option(min=16, help="tokens; default likewise, else 512")] = None,
     modes: Annotated[
         str, typer.Option(help="of what a model has; fusion: dense with BM25. ColBERT and the sum take the longest")
     ] = "dense,sparse,colbert,sum,fusion",
@@ -179,9 +181,7 @@ def _named_model(given: str, told: dict[str, Any], run_folder: Path) -> tuple[st
     name, _, path = given.partition("=")
     if not path:
         raise InputError(f"expected name=folder, got {given!r}", where="--model", fix="--model base=/models/bge-m3")
-    of_run = model_config_of_run(run_folder)
-    asked = {key: value if value is not None else of_run.get(key, "") for key, value in told.items()}
-    return name, ModelConfig.model_validate(asked | {"path": str(_path(path))})
+    return name, ModelConfig.model_validate(as_in_run(told, run_folder) | {"path": str(_path(path))})
 
 
 def _path(text: str) -> Path:
@@ -207,12 +207,14 @@ def _weights(text: str) -> tuple[float, float, float]:
     return dense, sparse, colbert
 
 
-def model_config_of_run(folder: Path) -> dict[str, str]:
-    """The `model:` part of the run that an eval set lies in; empty if it lies in none."""
+def as_in_run(told: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What was told of a model; for None what the `model:` part of the run in `folder` says, if there is one and it does."""
     import json
 
     try:
         found = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]["model"]
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        found = {}
+    of_run = found if isinstance(found, dict) else {}
+    asked = {key: of_run.get(key) if value is None else value for key, value in told.items()}
+    return {key: value for key, value in asked.items() if value is not None}

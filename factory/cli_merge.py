@@ -36,8 +36,10 @@ def merge(
         typer.Option(help="put before each query; default: as in the run that made the first set, else none"),
     ] = None,
     passage_instruction: Annotated[str | None, typer.Option(help="put before each passage; default likewise")] = None,
-    query_max_length: Annotated[int, typer.Option(min=8, help="tokens")] = 128,
-    passage_max_length: Annotated[int, typer.Option(min=16, help="tokens")] = 512,
+    query_max_length: Annotated[
+        int | None, typer.Option(min=8, help="tokens; default: as in the run that made the first set, else 128")
+    ] = None,
+    passage_max_length: Annotated[int | None, typer.Option(min=16, help="tokens; default likewise, else 512")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, …")] = "auto",
 ) -> None:
     """Mix a tuned model with its base, to win back general ability (LM-Cocktail), and measure the path between them.
@@ -53,7 +55,7 @@ def merge(
     from rich.console import Console
 
     from factory import merge_path
-    from factory.cli_evaluate import model_config_of_run, named_set
+    from factory.cli_evaluate import as_in_run, named_set
     from factory.evaluate import Options
     from factory.merge import merge as write
     from factory.records import InputError
@@ -75,19 +77,14 @@ def merge(
     chosen, figures = choose if choose is not None else asked[0], []
     if sets:
         named = [named_set(s) for s in sets]
-        of_run = model_config_of_run(named[0][1].resolve().parent)
-        if query_instruction is None:
-            query_instruction = of_run.get("query_instruction", "")
-        if passage_instruction is None:
-            passage_instruction = of_run.get("passage_instruction", "")
-        config = ModelConfig(
-            path=str(base),
-            query_instruction=query_instruction,
-            passage_instruction=passage_instruction,
-            query_max_length=query_max_length,
-            passage_max_length=passage_max_length,
-            device=device,
-        )
+        given = {
+            "query_instruction": query_instruction,
+            "passage_instruction": passage_instruction,
+            "query_max_length": query_max_length,
+            "passage_max_length": passage_max_length,
+        }
+        of_run = as_in_run(given, named[0][1].resolve().parent)
+        config = ModelConfig.model_validate(of_run | {"path": str(base), "device": device})
         options = Options(
             cutoffs=(10,), modes=("sparse", "colbert", "sum") if mode in ("sparse", "colbert", "sum") else ("fusion",)
         )

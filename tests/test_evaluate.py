@@ -163,6 +163,29 @@ def test_several_sums_are_measured_in_one_pass(tmp_path: Path) -> None:
     assert isinstance(error, InputError) and "the same weights twice" in str(error)
 
 
+def test_a_runs_own_set_is_searched_as_its_model_was_told_to_read(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from factory.cli import app
+
+    folder, model = write_set(tmp_path / "eval", GOOD), make_tiny_bert(tmp_path / "model")
+    command = ["evaluate", str(folder), "-m", f"base={model}", "--device", "cpu", "--modes", "dense"]
+    run = {
+        "bge_factory": "0",
+        "config": {"model": {"path": "/gone", "query_instruction": "q: ", "passage_max_length": 64}},
+    }
+    wanted = {"path": str(model), "query_instruction": "q: ", "passage_max_length": 64, "query_max_length": 128}
+    for told, more in ((run, {}), ({"config": None}, {"query_instruction": "", "passage_max_length": 512}), ([], {})):
+        (tmp_path / "run.json").write_text(json.dumps(told))
+        out = tmp_path / f"out{len(more)}"
+        found = CliRunner().invoke(app, [*command, "--out", str(out)], catch_exceptions=False)
+        assert found.exit_code == 0
+        used = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))["models"]["base"]
+        if told:
+            assert {key: used[key] for key in wanted} == wanted | more
+    assert CliRunner().invoke(app, [*command, "--query-max-length", "1"]).exit_code == 2
+
+
 def test_many_models_stand_side_by_side_by_name_and_a_sure_difference_is_marked(tmp_path: Path) -> None:
     folder, model = write_set(tmp_path / "eval", GOOD), make_tiny_bert(tmp_path / "model")
     config = ModelConfig(path=str(model), device="cpu")
