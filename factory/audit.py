@@ -15,7 +15,7 @@ from factory.false_negatives import JudgeError, judge_error, wilson
 from factory.indexes import BM25Index
 from factory.languages import squeeze
 from factory.models import Encoder, Reranker
-from factory.records import LooseExample, parse, read_lines
+from factory.records import InputError, LooseExample, parse, read_lines
 from factory.settings import Part
 
 SHOWN = 20  # findings of a kind that are listed; all are counted
@@ -92,10 +92,12 @@ def audit(
         near_copy: Jaccard on character 5-grams from which two texts are copies.
 
     Raises:
-        InputError: the file is missing, or a line does not fit (`bge-factory validate` lists them all).
+        InputError: the file is missing or holds no row, or a line does not fit (`bge-factory validate` lists them all).
     """
     numbered = [(number, parse(LooseExample, row, f"{path}:{number}")) for number, row in read_lines(path)]
     rows = [row for _, row in numbered]
+    if not rows:
+        raise InputError("holds no row", where=path)
     findings = _findings(numbered, near_copy)
     counts = Counter(f.kind for f in findings)
     shown: Counter[str] = Counter()

@@ -53,6 +53,8 @@ class Chooser:
 
     def block(self, scores: pa.Table) -> pa.Table:
         """The decisions of every candidate in `scores`, which holds whole pairs."""
+        if not len(scores):
+            return _Rows().table()
         columns = columns_of(scores)
         if self._probability is not None:
             columns |= self._probability(scores, columns)

@@ -2,67 +2,33 @@
 
 from __future__ import annotations
 
-import csv
-import glob
 import io
-import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from factory.decoding import Unreadable, decode
+from factory.decoding import decode_file as decode_file
+from factory.input_files import find_files as find_files
+from factory.input_files import sources as sources
 from factory.languages import HAN
 from factory.offline import stay_offline
 from factory.progress import progress
-from factory.records import Document, Dropped, InputError, loads, titled
+from factory.records import Document, Dropped, InputError, titled
 from factory.settings import InputConfig
+from factory.tables_in import LINES, TABLE, json_lines, table_rows
+from factory.tables_in import read_table as read_table
 
-TEXT, MARKDOWN, TABLE, LINES = {".txt"}, {".md", ".markdown"}, {".csv", ".tsv"}, {".jsonl"}
+TEXT, MARKDOWN = {".txt"}, {".md", ".markdown"}
 CONVERTED = {".pdf", ".docx", ".html", ".htm"}
 SUFFIXES = TEXT | MARKDOWN | TABLE | LINES | CONVERTED
 TEXT_COLUMNS = ("text", "content", "passage")
 HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*\s*$", re.M)
-
-
-class Unreadable(Exception):
-    """A file that is skipped: (reason code, detail)."""
-
-
-def find_files(paths: str | list[str]) -> list[tuple[Path, str]]:
-    """(file, name relative to its input folder) for every file of a known type, sorted by name.
-
-    Raises:
-        InputError: a path that names nothing.
-    """
-    found: dict[Path, str] = {}
-    for pattern in [paths] if isinstance(paths, str) else paths:
-        path = Path(pattern)
-        if path.is_dir():
-            files = [(f, f.relative_to(path).as_posix()) for f in path.rglob("*") if f.is_file()]
-            files = [
-                (f, name) for f, name in files if not any(part.startswith((".", "~$")) for part in Path(name).parts)
-            ]
-        elif path.is_file():
-            files = [(path, path.name)]
-        else:
-            files = [(Path(m), Path(m).name) for m in glob.glob(pattern, recursive=True) if Path(m).is_file()]
-        if not files:
-            raise InputError(
-                "no such file or folder, or nothing in it", where=pattern, fix="correct the path in the configuration"
-            )
-        for each, name in files:
-            found.setdefault(each.resolve(), name)
-    taken: set[str] = set()
-    result = []
-    for name, file in sorted((name, str(file)) for file, name in found.items()):
-        unique = name if name not in taken else file
-        taken.add(unique)
-        result.append((Path(file), unique))
-    return result
 
 
 def load_documents(config: InputConfig) -> tuple[list[Document], list[Dropped], int]:
@@ -79,6 +45,8 @@ def load_documents(config: InputConfig) -> tuple[list[Document], list[Dropped], 
             rows = list(_read(path, name, config.kind))
         except Unreadable as e:
             rows = [Dropped(stage="load", id=name, reason=e.args[0], detail=e.args[1])]
+        except OSError as e:
+            rows = [Dropped(stage="load", id=name, reason="unreadable", detail=e.strerror or str(e))]
         for row in rows:
             taken += 1
             if isinstance(row, Dropped):
@@ -102,6 +70,8 @@ def load_documents(config: InputConfig) -> tuple[list[Document], list[Dropped], 
 
 def _read(path: Path, name: str, kind: str) -> Iterator[Document | Dropped]:
     suffix = path.suffix.lower()
+    if not path.is_file():
+        raise Unreadable("unreadable", "a link to nothing" if path.is_symlink() else "the folder cannot be listed")
     if suffix not in SUFFIXES:
         raise Unreadable("unknown-type", f"{suffix or 'no suffix'}; read are {' '.join(sorted(SUFFIXES))}")
     raw = path.read_bytes()
@@ -113,7 +83,7 @@ def _read(path: Path, name: str, kind: str) -> Iterator[Document | Dropped]:
             raise Unreadable("wrong-type", f"input.kind: {kind} takes .jsonl, .csv, .tsv and .txt files")
         yield _document(name, convert(path), markdown=True)
     elif suffix in TABLE | LINES:
-        rows = _table(decode(raw), suffix) if suffix in TABLE else _json_lines(decode(raw), name)
+        rows = table_rows(decode(raw), suffix, name) if suffix in TABLE else json_lines(decode(raw), name)
         for number, row in rows:
             yield row if isinstance(row, Dropped) else _from_row(row, f"{name}#{number}", kind)
     elif whole:
@@ -149,108 +119,11 @@ def _from_row(row: dict[str, Any], name: str, kind: str) -> Document | Dropped:
             detail=f"expected a column {' or '.join(wanted)}; got {', '.join(map(str, row))}",
         )
     identity = name if kind == "pairs" else str(row.get("_id") or row.get("id") or name)
-    tabular = kind == "documents" and "text" not in row
+    tabular = kind == "documents" and not any(column in row for column in TEXT_COLUMNS)
     title = str(row.get("title") or "")
     if kind == "passages":
         text = titled(title, text)  # what `evaluate` searches in
     return Document(id=identity, source=source, title=title, text=text, whole=kind != "documents" or tabular)
-
-
-def decode_file(path: Path) -> str:
-    """A file's text. Raises InputError when its encoding cannot be told."""
-    try:
-        return decode(path.read_bytes())
-    except Unreadable as e:
-        raise InputError(f"{e.args[0]}: {e.args[1]}", where=path, fix="save it as UTF-8") from e
-
-
-def read_table(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """(line number, row) of a .csv, .tsv or .jsonl file in any encoding that `decode` reads.
-
-    Raises:
-        InputError: the file is missing, of another type, undecodable or has a broken line.
-    """
-    if not path.is_file() or path.suffix.lower() not in TABLE | LINES:
-        raise InputError("expected a .csv, .tsv or .jsonl file", where=path)
-    text = decode_file(path)
-    rows = _table(text, path.suffix.lower()) if path.suffix.lower() in TABLE else _json_lines(text, str(path))
-    good = []
-    for number, row in rows:
-        if isinstance(row, Dropped):
-            raise InputError(row.detail, where=f"{path}:{number}")
-        good.append((number, row))
-    return good
-
-
-def _table(text: str, suffix: str) -> Iterator[tuple[int, dict[str, Any] | Dropped]]:
-    csv.field_size_limit(1 << 30)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ",")
-    for row in reader:
-        yield reader.line_num, {str(k).strip(): v for k, v in row.items() if k is not None}
-
-
-def _json_lines(text: str, name: str) -> Iterator[tuple[int, dict[str, Any] | Dropped]]:
-    # split on "\n" alone: U+2028 and the like are legal inside a JSON string
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = loads(line)
-            problem = "" if isinstance(row, dict) else f"expected a JSON object, got {type(row).__name__}"
-        except json.JSONDecodeError as e:
-            problem = f"not valid JSON: {e.msg} at column {e.colno}"
-        yield (
-            number,
-            Dropped(stage="load", id=f"{name}:{number}", reason="broken-json", detail=problem, text=line[:200])
-            if problem
-            else row,
-        )
-
-
-def decode(raw: bytes) -> str:
-    """UTF-8 (with or without BOM), UTF-16 with BOM, GB18030/GBK; else what charset-normalizer is sure of.
-
-    Raises:
-        Unreadable: no encoding fits.
-    """
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return _strict(raw, "utf-16")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        pass
-    if b"\0" not in raw:
-        try:
-            text = raw.decode("gb18030")
-        except UnicodeDecodeError:
-            text = ""
-        if _plausibly_chinese(text):
-            return text
-        from charset_normalizer import from_bytes
-
-        best = from_bytes(raw).best()
-        if best is not None and best.encoding != "gb18030":
-            return str(best)
-    raise Unreadable("undecodable", "neither UTF-8, UTF-16 nor GB18030; save it as UTF-8")
-
-
-def _strict(raw: bytes, encoding: str) -> str:
-    try:
-        return raw.decode(encoding)
-    except UnicodeDecodeError as e:
-        raise Unreadable("undecodable", str(e)) from e
-
-
-def _plausibly_chinese(text: str) -> bool:
-    """Western text in a one-byte encoding also decodes as GB18030, but into rare characters."""
-    high = [c for c in text if c > "\x7f"]
-    common = 0.0
-    for c in high:
-        try:
-            common += len(c.encode("gb2312")) == 2
-        except UnicodeEncodeError:
-            common += bool(HAN.match(c)) / 2
-    return bool(high) and common >= 0.85 * len(high)
 
 
 @lru_cache(maxsize=1)
@@ -274,7 +147,15 @@ def convert(path: Path) -> str:
         Unreadable: the converter gave up; its message is the detail.
     """
     try:
+        raw = path.read_bytes() if path.suffix.lower() in (".html", ".htm") else b""
+        if raw and b"charset" not in raw.lower():  # markitdown would guess it, from the first 4 KB alone
+            from markitdown import StreamInfo
+
+            given = StreamInfo(extension=".html", charset="utf-8")
+            return str(_converter().convert_stream(io.BytesIO(decode(raw).encode()), stream_info=given).text_content)
         text = _converter().convert_local(str(path)).text_content
+    except Unreadable:
+        raise
     except Exception as e:  # the converters raise whatever their libraries raise
         raise Unreadable(
             "not-converted", f"{type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}"
@@ -303,10 +184,3 @@ def unwrap(text: str) -> str:
             out.append(line)
         goes_on = bool(line) and len(line) >= 0.8 * usual and not line.endswith(("。", "！", "？", ".", "!", "?", "|"))
     return "\n".join(out)
-
-
-def sources(paths: str | list[str]) -> Iterable[tuple[str, int, int]]:
-    """(name, bytes, modification time in ns) of each file: what a stage rests on that reads them."""
-    for path, name in find_files(paths):
-        stat = path.stat()
-        yield name, stat.st_size, stat.st_mtime_ns

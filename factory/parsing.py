@@ -25,19 +25,24 @@ _NUMBER = re.compile(
 _ANSWER = re.compile(r"^\s*(?:[-*•]\s*)?(?:A|答案?|Answer)\s*\d*\s*[.:：]\s*(?P<text>\S.*)$", re.I)
 _LABEL = re.compile(r"^(?:Q|问题?|Question)\s*\d*\s*[:：]\s*", re.I)
 _COUNTED = re.compile(r"^(?:\(?\d{1,2}\s*[.、)）]|(?:Q|问题?|Question)\s*\d+\s*[:：.])\s*(?=\D)", re.I)
+_START = re.compile(r"""[{\[｛［](?=\s*["'“”„‟＂{\[｛［])|[{｛](?=\s*\w+\s*[:：])""")  # of JSON; [1] and {x} are prose
 _BOLD = re.compile(r"\*\*|__|^#+\s*", re.M)
 
 
 def parse_answer(text: str) -> list[dict[str, str]]:
     """The items of an answer: each has `question`, and `answer` and `rephrased` if they were there.
 
-    JSON is read as it is; else repaired (json-repair: fences, commas too many, a cut end), with Chinese quotes, colons and
-    braces made ASCII where they stand for JSON's own; else a numbered list is taken, with answers below the questions.
+    JSON is read as it is, whatever stands around it; else repaired (json-repair: fences, commas too many, a cut end), with Chinese quotes, colons and
+    braces made ASCII where they stand for JSON's own; else a numbered list is taken, with answers below the questions. What
+    begins as such a list is not repaired.
 
     Raises:
         ValueError: there is no question in it; the message is the reason.
     """
-    items = _in_json(text) or _in_lines(text)
+    try:
+        items = _read(text)
+    except RecursionError:  # brackets in brackets, without end
+        items = []
     if not items:
         raise ValueError("no question could be found in the answer")
     return items
@@ -53,35 +58,63 @@ def readable(text: str) -> bool:
 
 def parse_names(text: str) -> list[str]:
     """The strings of the first list in an answer, without blanks and repeats; none if there is no list."""
-    from json_repair import repair_json
-
-    value = loads(str(repair_json(text[text.find("{") :] if "{" in text else text)) or "null")
+    try:
+        value = _repaired(text[text.find("{") :] if "{" in text else text)
+    except RecursionError:
+        return []
     lists = [v for v in value.values() if isinstance(v, list)] if isinstance(value, dict) else [value]
     names = lists[0] if lists and isinstance(lists[0], list) else []
     return list(dict.fromkeys(n.strip() for n in names if isinstance(n, str) and n.strip()))
 
 
-def _in_json(text: str) -> list[dict[str, str]]:
-    from json_repair import repair_json
+def _read(text: str) -> list[dict[str, str]]:
+    items, broken = _written(text)
+    if items and not broken:
+        return items
+    first = _NUMBER.match(_BOLD.sub("", text).strip().partition("\n")[0])
+    listed = _in_lines(text) if first and not items and first["text"][0] not in "{[｛［" else []
+    return listed or max(items, _mended(text), key=len) or _in_lines(text)
 
-    starts = [text.find(c) for c in "[{｛［" if c in text]
-    if not starts:
+
+def _written(text: str) -> tuple[list[dict[str, str]], bool]:
+    """The items of all JSON in the text that needs no repair, and whether there is some that does."""
+    items, broken, at = [], False, 0
+    while start := _START.search(text, at):
+        try:
+            end = json.JSONDecoder().raw_decode(text, start.start())[1]
+            value = loads(text[start.start() : end])
+            items += _items([row for row in _rows(value) if isinstance(row, dict)])
+            at = end
+        except ValueError:
+            broken, at = True, start.end()
+    return items, broken
+
+
+def _mended(text: str) -> list[dict[str, str]]:
+    """The items of JSON that has to be repaired."""
+    start = _START.search(text)
+    if not start:
         return []
-    body = text[min(starts) :]
-    try:
-        return _items(loads(body))
-    except json.JSONDecodeError:
-        pass
+    body = text[start.start() :]
     cut = not body.rstrip("` \n").endswith(("}", "]", "｝", "］"))
     for tried in (body, _ascii(body)):
-        value = loads(str(repair_json(tried)) or "null")
-        found = _items(value)
+        value = _repaired(tried)
+        found, rows = _items(value), _rows(value)
         key, written = _last(value)
-        if found and cut and key not in NAMES["answer"] and not _asks(written):
+        if found and cut and _items(rows[-1:]) and key not in NAMES["answer"] and not _asks(written):
             found.pop()  # the answer was cut off within this question
         if found:
             return found
     return []
+
+
+def _repaired(text: str) -> Any:
+    from json_repair import repair_json
+
+    try:
+        return loads(str(repair_json(text)) or "null")
+    except ValueError:
+        return None
 
 
 def _last(value: Any, key: str = "") -> tuple[str, str]:
@@ -99,11 +132,15 @@ def _ascii(body: str) -> str:
     return "".join(p if p.startswith('"') else p.translate(_OUTSIDE) for p in parts)
 
 
-def _items(value: Any) -> list[dict[str, str]]:
+def _rows(value: Any) -> list[Any]:
     if isinstance(value, dict):
         lists = [value[name] for name in LISTS if isinstance(value.get(name), list)]
         value = lists[0] if lists else [value]
-    rows = [{"question": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else []
+    return value if isinstance(value, list) else []
+
+
+def _items(value: Any) -> list[dict[str, str]]:
+    rows = [{"question": v} if isinstance(v, str) else v for v in _rows(value)]
     return [item for item in (_item(row) for row in rows if isinstance(row, dict)) if item.get("question")]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -141,6 +142,7 @@ def titled(title: str, text: str) -> str:
 
 
 T = TypeVar("T", bound=BaseModel)
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, b"{\0", b"\0{")  # how a file begins
 
 
 def problem(error: ValidationError) -> str:
@@ -148,7 +150,7 @@ def problem(error: ValidationError) -> str:
     parts = []
     for e in error.errors()[:3]:
         field = ".".join(str(p) for p in e["loc"])
-        if e["type"] == "string_pattern_mismatch":
+        if e["type"] == "string_pattern_mismatch" and e["ctx"]["pattern"] == r"\S":
             message = "is empty or only white space"
         elif e["type"] == "extra_forbidden":
             message = "is not a known key"
@@ -172,25 +174,43 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def each_line(path: Path) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+def each_line(path: Path, strict: bool = False) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
     """As `read_lines`, but a bad line comes as the error that it is, and the reading goes on.
 
+    Args:
+        strict: as the trainer's loader reads, which stops at a key that stands twice and at half of an emoji.
+
     Raises:
-        InputError: no such file.
+        InputError: no such file, or it is UTF-16.
     """
+    if path.is_dir():
+        raise InputError("is a folder, expected a file", where=path, fix="give the file in it, e.g. train.jsonl")
     if not path.is_file():
-        raise InputError("no such file", where=path, fix="check the path; it is relative to where you run the command")
+        fix = "check the path; in a YAML file it is relative to that file's folder, on the command line to where you run it"
+        raise InputError("no such file", where=path, fix=fix)
     with open(path, "rb") as lines:
         for number, raw in enumerate(lines, 1):
+            if number == 1 and raw.startswith(UTF16):
+                raise InputError("is UTF-16, expected UTF-8", where=path, fix="save it as UTF-8")
             line = raw.removeprefix(codecs.BOM_UTF8).strip() if number == 1 else raw.strip()
             if line:
-                yield number, _object(line, f"{path}:{number}")
+                yield number, _object(line, f"{path}:{number}", strict)
 
 
 def loads(text: str) -> Any:
-    """`json.loads`, but a lone surrogate (half of an emoji, as an escape), which no file can hold, becomes U+FFFD."""
-    value = json.loads(text)
-    return _mended(value) if "\\ud" in text.lower() else value
+    """`json.loads`, but a lone surrogate (half of an emoji, as an escape), which no file can hold, becomes U+FFFD.
+
+    Raises:
+        json.JSONDecodeError: also for what is nested too deep, or has too many digits, for Python.
+    """
+    try:
+        value = json.loads(text)
+        return _mended(value) if "\\ud" in text.lower() else value
+    except json.JSONDecodeError:
+        raise
+    except (RecursionError, ValueError) as e:
+        what = "nested too deep" if isinstance(e, RecursionError) else "a number with too many digits"
+        raise json.JSONDecodeError(what, text, 0) from None
 
 
 def _mended(value: Any) -> Any:
@@ -201,9 +221,11 @@ def _mended(value: Any) -> Any:
     return {_mended(k): _mended(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def _object(line: bytes, where: str) -> dict[str, Any] | InputError:
+def _object(line: bytes, where: str, strict: bool) -> dict[str, Any] | InputError:
     try:
         row = loads(line.decode("utf-8"))
+        if strict and (what := _refused(line.decode("utf-8"))):
+            return InputError(f"{what}; the trainer's loader stops here", where=where)
     except UnicodeDecodeError as e:
         return InputError(f"not UTF-8 (byte {e.start} of the line)", where=where, fix="save it as UTF-8")
     except json.JSONDecodeError as e:
@@ -212,6 +234,20 @@ def _object(line: bytes, where: str) -> dict[str, Any] | InputError:
     return (
         row if isinstance(row, dict) else InputError(f"expected a JSON object, got {type(row).__name__}", where=where)
     )
+
+
+def _refused(text: str) -> str:
+    """What the trainer's loader does not take of JSON that is valid; else nothing."""
+    twice: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice.extend(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        return dict(pairs)
+
+    value = json.loads(text, object_pairs_hook=once)
+    if twice:
+        return f"the key {twice[0]!r} stands twice, expected once"
+    return "holds half of an emoji (a lone \\ud… escape), expected whole characters" if value != _mended(value) else ""
 
 
 def parse(model: type[T], row: dict[str, Any], where: str) -> T:

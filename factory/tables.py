@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from factory.records import InputError
 from factory.workspace import atomic
 
 TEXTS = ("query", "answer", "target_query", "target_answer")
@@ -17,7 +18,11 @@ DICTIONARY_PAGE = 1 << 26  # bytes; a block's texts are stored once, however oft
 
 
 def write_blocks(path: Path, blocks: Iterable[pa.Table]) -> int:
-    """Write each table as one row group, atomically; returns the rows. There must be at least one table."""
+    """Write each table as one row group, atomically; returns the rows.
+
+    Raises:
+        InputError: there is no table, since no question is left that may be trained on.
+    """
     rows = 0
     with atomic(path) as temporary:
         writer: pq.ParquetWriter | None = None
@@ -32,6 +37,10 @@ def write_blocks(path: Path, blocks: Iterable[pa.Table]) -> int:
         finally:
             if writer is not None:
                 writer.close()
+        if writer is None:
+            raise InputError(
+                "too few passages: no training question has candidates", where=path.parent, fix="add documents"
+            )
     return rows
 
 

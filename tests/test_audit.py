@@ -200,3 +200,10 @@ def test_the_command_prints_and_writes_the_result(tmp_path):
     assert done.exit_code == 0, done.output
     assert "line 3: negative-is-positive" in done.output
     assert json.loads((tmp_path / "a.json").read_text())["counts"] == {"negative-is-positive": 1}
+
+
+def test_an_empty_file_is_an_error_and_not_a_clean_one(tmp_path):
+    done = CliRunner().invoke(app, ["audit", str(write(tmp_path, []))])
+    assert done.exit_code != 0
+    with pytest.raises(InputError, match="holds no row"):
+        audit(write(tmp_path, []))

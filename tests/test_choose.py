@@ -10,6 +10,7 @@ from factory.hybrid import Scorer
 from factory.presets import by_hardness
 from factory.records import Example, InputError
 from factory.settings import ChooseConfig
+from factory.tables import write_blocks
 from tests.handmade import candidates, circle, pair, scored, target
 
 # One question, its positive at 20 degrees, and candidates at these: cosine, and squared distance 2 - 2 cos, by hand
@@ -144,7 +145,8 @@ def test_copies_of_the_positive_and_of_one_another_are_not_drawn():
 @pytest.mark.parametrize("preset", ["resolve", "perc", "margin", "topk", "range", "window", "rules"])
 def test_every_preset_gives_each_candidate_one_decision_and_each_pair_its_negatives(preset):
     scores, pairs, targets = scored()
-    config = ChooseConfig(preset=preset, negatives=4, range=(2, 12), window=(0.0, 0.3))
+    rules = [{"when": "score > 2"}] if preset == "rules" else []
+    config = ChooseConfig(preset=preset, rules=rules, negatives=4, range=(2, 12), window=(0.0, 0.3))
     chooser = Chooser(pairs, targets, config, seed=1)
     table = pa.concat_tables(choose([scores], chooser, len(scores)))
     keys = list(zip(table["pair_id"].to_pylist(), table["candidate_id"].to_pylist(), strict=True))
@@ -171,6 +173,24 @@ def test_a_pair_that_no_search_found_anything_for_is_filled_or_dropped_by_name()
         examples, dropped = training_rows(pairs, targets, rows, {}, fewest=3)
         assert [d.id for d in dropped] == (["q3"] if too_few == "drop" else [])
         assert len(examples) == 5 - len(dropped)
+
+
+def test_one_passage_has_no_candidates_and_that_is_told_where_rows_are_made(tmp_path):
+    targets = [target(0)]
+    pairs = [pair(0, targets[0])]
+    queries, answers = circle([0]), circle([20])
+    scores = Scorer(pairs, targets, queries, answers).table(candidates(pairs, targets, queries, answers, 10))
+    table = pa.concat_tables(choose([scores], Chooser(pairs, targets, ChooseConfig(), 1), 0))
+    assert len(table) == 0
+    assert write_blocks(tmp_path / "d.parquet", [table]) == 0
+    examples, dropped = training_rows(pairs, targets, table.to_pylist(), {})
+    assert examples == [] and [d.reason for d in dropped] == ["no-negative"]
+
+
+def test_no_question_at_all_is_the_users_to_mend(tmp_path):
+    with pytest.raises(InputError, match=r"(?s)too few passages.*add documents"):
+        write_blocks(tmp_path / "d.parquet", [])
+    assert not list(tmp_path.iterdir())
 
 
 def test_rules_are_sql_over_the_columns_and_the_first_that_holds_decides():

@@ -143,3 +143,49 @@ def test_western_text_in_a_one_byte_encoding_does_not_become_chinese(tmp_path):
     (tmp_path / "de.txt").write_bytes(text.encode("cp1252"))
     documents, _dropped = load_documents(InputConfig(path=str(tmp_path / "de.txt")))[:2]
     assert documents[0].text.startswith("Die Schweißnaht wurde mit 200 °C vorgewärmt.")
+
+
+def test_traditional_chinese_in_gbk_is_read(tmp_path):
+    text = "銲接氣孔的產生原因主要有：銲條受潮、電弧過長、保護氣體流量不足。施工前應將銲條在350℃下烘乾兩小時。"
+    (tmp_path / "a.txt").write_bytes(text.encode("gbk"))
+    assert load(tmp_path)[0]["a.txt"].text == text
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "utf-8", "utf-16"])
+def test_a_page_that_does_not_name_its_encoding_is_read_whatever_stands_first(tmp_path, encoding):
+    page = f"<html><head><script>{'var a = 1;' * 900}</script></head><body><h1>冷裂纹</h1><p>{TEXT}</p></body></html>"
+    (tmp_path / "a.html").write_bytes(page.encode(encoding))
+    document = load(tmp_path)[0]["a.html"]
+    assert document.title == "冷裂纹" and TEXT in document.text
+
+
+def test_a_file_that_may_not_be_read_is_dropped_and_the_rest_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "locked.txt").write_text(TEXT, encoding="utf-8")
+    read = Path.read_bytes
+
+    def refuse(path):  # as the system does where the tests do not run as root
+        if path.name == "locked.txt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    documents, dropped = load(tmp_path)
+    assert list(documents) == ["a.txt"]
+    assert (dropped["locked.txt"].reason, dropped["locked.txt"].detail) == ("unreadable", "Permission denied")
+
+
+@pytest.mark.parametrize("line", ['{"text": ' + "[" * 100_000, f'{{"text": {"9" * 5000}}}'], ids=["deep", "huge"])
+def test_a_line_that_python_cannot_hold_is_dropped_like_any_that_is_broken(tmp_path, line):
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "first"}}\n{line}\n{{"text": "third"}}\n')
+    documents, dropped = load(tmp_path / "a.jsonl")
+    assert [d.text for d in documents.values()] == ["first", "third"]
+    assert dropped["a.jsonl:2"].reason == "broken-json"
+
+
+@pytest.mark.parametrize("column", ["text", "content", "passage"])
+def test_a_rows_text_is_split_whichever_name_its_column_has(tmp_path, column):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"_id": "1", column: TEXT}))
+    (tmp_path / "b.csv").write_text(f"_id,{column}\n2,{TEXT}\n", encoding="utf-8")
+    documents, _ = load(tmp_path)
+    assert [(d.text, d.whole) for d in documents.values()] == [(TEXT, False)] * 2

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from factory.parsing import parse_answer
+from factory.parsing import parse_answer, parse_names, readable
 
 ONE = [{"question": "怎么预热？", "answer": "先烘干"}]
 TWO = [{"question": "How hot?", "answer": "90 °C"}, {"question": "How long?", "answer": "30 s"}]
+QUESTIONS = [{"question": item["question"]} for item in TWO]
 JSON = json.dumps({"items": TWO})
 
 READ = {
@@ -52,6 +53,28 @@ READ = {
     "questions and answers": ("Q1: How hot?\nA1: 90 °C\n\nQ2: How long?\nA2: 30 s", TWO),
     "bold": ("**问题1：** 怎么预热？\n**答案：** 先烘干", ONE),
     "bullets": ("- How hot?\n- How long?", [{"question": "How hot?"}, {"question": "How long?"}]),
+    "after a reference in brackets": (f"Based on [the passage], [1] and {{x}}, here you are: {JSON}", TWO),
+    "after a reference, with a comma too many": (f"Based on [the passage]: {JSON[:-1]},}}", TWO),
+    "before a note in brackets": (f"{JSON}\n注意：[仅供参考]", TWO),
+    "an object on each line": ("\n".join(json.dumps(item) for item in TWO), TWO),
+    "an object on each line, in a fence": ("```json\n" + "\n".join(json.dumps(item) for item in TWO) + "\n```", TWO),
+    "an object on each line, cut off": (f'{json.dumps(TWO[0])}\n{json.dumps(TWO[1])}\n{{"quest', TWO),
+    "one item broken, one whole": ('{"items":[{"question":"How hot?",},{"question":"How long?"}]}', QUESTIONS),
+    "cut off in a key": (f'{{"items":[{json.dumps(TWO[0])},{{"quest', TWO[:1]),
+    "cut off in a key, after Chinese quotes": (
+        "{“items”：[{“answer”：“先烘干”，“question”：“预热方法”}，{“quest",
+        [{"question": "预热方法", "answer": "先烘干"}],
+    ),
+    "a numbered list with braces": (
+        '1. What does {x} mean?\n2. Which of ["a", "b"] is right?',
+        [{"question": "What does {x} mean?"}, {"question": 'Which of ["a", "b"] is right?'}],
+    ),
+    "a numbered list with braces, after a sentence": (
+        "Here you are:\n1. What does {x} mean?\n2. Why is it used?",
+        [{"question": "What does {x} mean?"}, {"question": "Why is it used?"}],
+    ),
+    "a numbered list of objects": (f"1. {json.dumps(TWO[0])}\n2. {json.dumps(TWO[1])}", TWO),
+    "keys without quotes": ("{question: 'How hot?', answer: '90 °C'}", TWO[:1]),
     "an empty item is no item": (
         '{"items": [{"question": " "}, {"question": "How hot?"}]}',
         [{"question": "How hot?"}],
@@ -78,11 +101,16 @@ def test_what_is_meant_is_read(name: str) -> None:
         '{"items": []}',
         '{"items": [3]}',
         "\x00" * 9,
+        "[" * 1000,
+        "[" * 100_000,
+        '{"a":' * 2000,
+        '{"items":[' * 2000,
     ],
 )
 def test_where_there_is_no_question_that_is_said(text: str) -> None:
     with pytest.raises(ValueError, match="no question"):
         parse_answer(text)
+    assert not readable(text)
 
 
 @pytest.mark.parametrize(
@@ -99,3 +127,8 @@ def test_where_there_is_no_question_that_is_said(text: str) -> None:
 def test_a_number_before_a_question_is_a_count_and_goes_but_a_quantity_stays(written, read):
     text = json.dumps({"items": [{"question": written, "answer": "1. x"}]}, ensure_ascii=False)
     assert parse_answer(text) == [{"question": read, "answer": "1. x"}]
+
+
+def test_a_list_of_names_in_endless_brackets_is_none():
+    assert parse_names("[" * 1000) == parse_names('{"a":' * 2000) == []
+    assert parse_names('{"names": ["a", "b", "a"]}') == ["a", "b"]

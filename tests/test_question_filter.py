@@ -73,7 +73,8 @@ def test_a_held_out_question_with_several_answers_is_one_query_to_which_all_are_
     texts = ["护目镜戴多久换？", "护目镜戴多久 换?", "砂轮多久换？", "护目镜戴多久换？"]
     splits = ["eval", "eval", "eval", "train"]
     pairs = [
-        pair(i, t, q).model_copy(update={"split": s}) for i, (t, q, s) in enumerate(zip(targets, texts, splits, strict=True))
+        pair(i, t, q).model_copy(update={"split": s})
+        for i, (t, q, s) in enumerate(zip(targets, texts, splits, strict=True))
     ]
     queries, relevant = held_out(pairs, targets, "eval")
     assert [q["_id"] for q in queries] == ["q0", "q2"]

@@ -50,9 +50,57 @@ def test_broken_json_names_the_line_and_rows_before_it_are_counted(tmp_path):
     assert problems[0].startswith(f"{path}:7: not valid JSON")
 
 
-def test_rows_with_different_keys_are_refused_since_the_loader_needs_one_schema(tmp_path):
-    path = write(tmp_path / "train.jsonl", [GOOD, GOOD | {"id": "2"}])
-    assert "keys differ" in check_file(path)[1][0]
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"prompt": "query: "}, "by prompt"),
+        ({"pos_scores": [1.0], "neg_scores": [0.5]}, "by neg_scores, pos_scores"),
+        ({"prompt": None}, ""),
+        ({"id": "2", "type": "normal"}, ""),
+    ],
+)
+def test_what_the_trainer_needs_in_every_row_is_in_all_or_in_none(tmp_path, change, said):
+    for rows in ([GOOD, GOOD | change], [GOOD | change, GOOD]):
+        good, problems = check_file(write(tmp_path / "train.jsonl", rows))
+        assert (good, len(problems)) == ((1, 1) if said else (2, 0))
+        assert said in "".join(problems)
+
+
+ODD = {
+    "missing id and type": [GOOD, GOOD | {"id": "2", "type": "normal"}, GOOD],
+    "half an emoji": [GOOD, json.dumps(GOOD).replace('"query": "', '"query": "\\ud83d ')],
+    "a whole emoji": [GOOD, json.dumps(GOOD).replace('"query": "', '"query": "\\ud83d\\ude00 ')],
+    "a key twice": [GOOD, json.dumps(GOOD)[:-1] + ', "query": "again"}'],
+    "a late key": [GOOD | {"pos": ["x" * 10_000]}] * 1100 + [GOOD | {"id": "2"}],
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_good_is_what_the_trainers_loader_reads(tmp_path, name):
+    datasets = pytest.importorskip("datasets")
+    path = write(tmp_path / "train.jsonl", ODD[name])
+    good, problems = check_file(path)
+    try:
+        read = len(datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path)))
+    except datasets.exceptions.DatasetGenerationError:
+        assert problems and problems[0].startswith(f"{path}:{len(ODD[name])}: ")
+    else:
+        assert (good, problems) == (read, [])
+
+
+def test_a_folder_and_utf16_are_called_what_they_are_once(tmp_path):
+    with pytest.raises(InputError, match="is a folder, expected a file"):
+        check_file(tmp_path)
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        path = tmp_path / f"{encoding}.jsonl"
+        path.write_bytes(f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n".encode(encoding))
+        with pytest.raises(InputError, match=r"(?s)jsonl: is UTF-16.*save it as UTF-8"):
+            check_file(path)
+
+
+def test_a_missing_file_is_looked_for_where_its_path_counts_from(tmp_path):
+    with pytest.raises(InputError, match="in a YAML file it is relative to that file's folder"):
+        list(read_lines(tmp_path / "absent.jsonl"))
 
 
 def test_a_bom_blank_lines_and_emoji_are_read(tmp_path):
