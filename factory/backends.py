@@ -1,4 +1,4 @@
-"""The classes that hold a model's weights: FlagEmbedding's and sentence-transformers', each in a few lines.
+"""The classes that hold an encoder's weights: FlagEmbedding's and sentence-transformers', each in a few lines.
 
 They read the weights when first asked, encode blocks of 256 texts, and keep the libraries quiet meanwhile.
 """
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 BLOCK = 256  # texts encoded, cached and lost to a kill together: seconds of work, 1 MB on disk at d = 1024
-RERANK_LENGTH = 512  # tokens of query and passage together, FlagReranker's own default
 
 Role = Literal["query", "passage"]
 Mode = Literal["dense", "sparse", "colbert", "sum"]
@@ -96,12 +95,12 @@ class LocalEncoder(ABC):
 
     @cached_property
     def device(self) -> str:
-        return _device(self.config.device)
+        return device_of(self.config.device)
 
     @property
     def model(self) -> Any:
         if not self._loaded:
-            self._loaded.append(_loaded(Path(self.config.path), self._load))
+            self._loaded.append(loaded(Path(self.config.path), self._load))
         return self._loaded[0]
 
     def with_query_instruction(self, instruction: str) -> Self:
@@ -122,7 +121,7 @@ class LocalEncoder(ABC):
         instruction, length = self._settings(role)
 
         def block_of(block: Sequence[str]) -> Encoded:
-            with _quiet():
+            with quiet():
                 encoded = self._encode([instruction + text for text in block], length, set(modes))
             if not np.isfinite(encoded.dense).all():
                 raise InputError(
@@ -132,7 +131,7 @@ class LocalEncoder(ABC):
                 )
             return encoded
 
-        order = _longest_first(texts)
+        order = longest_first(texts)
         return _reordered(in_blocks([texts[i] for i in order], block_of, role), np.argsort(order))
 
     def _settings(self, role: Role) -> tuple[str, int]:
@@ -210,66 +209,7 @@ class SentenceTransformersEncoder(LocalEncoder):
         return Encoded(_unit(self.model.encode(texts, batch_size=self.config.batch_size, show_progress_bar=False)))
 
 
-class LocalReranker(ABC):
-    def __init__(self, folder: Path, batch_size: int, device: str):
-        self.folder, self.batch_size, self._asked = folder, batch_size, device
-        self.fingerprint = model_fingerprint(folder)
-
-    @cached_property
-    def device(self) -> str:
-        return _device(self._asked)
-
-    @cached_property
-    def model(self) -> Any:
-        return _loaded(self.folder, self._load)
-
-    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        scores = np.zeros(len(pairs), np.float32)
-        order = _longest_first([query + passage for query, passage in pairs])
-        with block_bar("rerank", "pair", len(pairs)) as shown:
-            for start in range(0, len(pairs), BLOCK):
-                block = order[start : start + BLOCK]
-                with _quiet():
-                    scores[block] = self._score([(pairs[i][0], pairs[i][1]) for i in block])
-                shown.update(len(block))
-        return scores
-
-    @abstractmethod
-    def _load(self) -> Any:
-        """What the library does; see the subclasses."""
-
-    @abstractmethod
-    def _score(self, pairs: list[tuple[str, str]]) -> Any:
-        """What the library does; see the subclasses."""
-
-
-class BgeReranker(LocalReranker):
-    def _load(self) -> Any:
-        from FlagEmbedding import FlagReranker
-
-        return FlagReranker(
-            str(self.folder), use_fp16=self.device != "cpu", devices=[self.device], max_length=RERANK_LENGTH
-        )
-
-    def _score(self, pairs: list[tuple[str, str]]) -> Any:
-        with computed_once(self.model.model):
-            return self.model.compute_score(pairs, batch_size=self.batch_size, normalize=False)
-
-
-class SentenceTransformersReranker(LocalReranker):
-    def _load(self) -> Any:
-        import torch
-        from sentence_transformers import CrossEncoder
-
-        return CrossEncoder(
-            str(self.folder), device=self.device, local_files_only=True, activation_fn=torch.nn.Identity()
-        )
-
-    def _score(self, pairs: list[tuple[str, str]]) -> Any:
-        return self.model.predict(pairs, batch_size=self.batch_size, show_progress_bar=False)
-
-
-def _device(asked: str) -> str:
+def device_of(asked: str) -> str:
     """One device: a process for each GPU is not worth its start-up for what is encoded here."""
     import torch
 
@@ -286,12 +226,12 @@ def _device(asked: str) -> str:
     return asked
 
 
-def _loaded(folder: Path, load: Callable[[], Any]) -> Any:
+def loaded(folder: Path, load: Callable[[], Any]) -> Any:
     """A model, read without the network; whatever its files are reproached with becomes an InputError."""
     stay_offline()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        with _quiet():
+        with quiet():
             return load()
     except ImportError:
         raise
@@ -304,7 +244,7 @@ def _loaded(folder: Path, load: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The libraries' progress bars and load reports are kept off the terminal. Exceptions still come through."""
     from transformers.utils import logging
 
@@ -317,7 +257,7 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _longest_first(texts: Sequence[str]) -> list[int]:
+def longest_first(texts: Sequence[str]) -> list[int]:
     """An order in which the texts of a block are of one length, more or less: nothing is lost to padding."""
     return sorted(range(len(texts)), key=lambda i: -len(texts[i]))
 

@@ -19,19 +19,18 @@ import numpy as np
 
 from factory.backends import (
     BLOCK,
-    BgeReranker,
     Encoded,
     FlagEncoder,
     M3Encoder,
     Mode,
     Role,
     SentenceTransformersEncoder,
-    SentenceTransformersReranker,
     concatenate,
     in_blocks,
 )
 from factory.modelfiles import architecture_of, check_model_folder, model_fingerprint, pooling_of, position_limit
 from factory.records import InputError
+from factory.rerankers import BgeReranker, SentenceTransformersReranker
 from factory.settings import ModelConfig
 from factory.workspace import atomic
 
