@@ -223,7 +223,7 @@ def _limits(
     sets: Mapping[str, Mapping[str, Any]],
 ) -> Iterable[str]:
     """What a user of the data should know, one sentence or two each."""
-    yield _seen(run / "review.jsonl", kept["splits"].total())
+    yield _seen(run, kept["splits"].total())
     written, all_ = kept["origins"]["generated"], kept["origins"].total()
     if written:
         yield f"{written:,} of {all_:,} kept questions ({_share(written, all_)}) were written by an LLM, not by people who searched."
@@ -253,11 +253,12 @@ def _limits(
         )
 
 
-def _seen(log: Path, questions: int) -> str:
-    if log.is_file():
-        last = {row.get("id"): row.get("decision") for _, row in read_lines(log)}
-        if seen := sum(decision not in ("skip", "undo") for decision in last.values()):
-            return f"A person decided on {seen:,} of {questions:,} kept questions (review.jsonl); nobody has checked the others."
+def _seen(run: Path, questions: int) -> str:
+    from factory.report_reviews import reviews_view
+
+    if (reviews := reviews_view(run)) and reviews.reviewed:
+        seen = f"{reviews.reviewed:,} of {questions:,}"
+        return f"A person decided on {seen} kept questions (review.jsonl); nobody has checked the others."
     return "No person has checked the questions, their answers or the negatives."
 
 

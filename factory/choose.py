@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow as pa
 from factory.presets import Verdict, columns_of, judge_by
 from factory.progress import bar
 from factory.records import Pair
-from factory.retrieve import Target
+from factory.retrieve import Exclusions, Target
 from factory.review import REVIEW
 from factory.settings import ChooseConfig
 
@@ -45,11 +46,16 @@ class Chooser:
     ):
         self._answering = answering or {}
         self.pairs, self.config, self.seed, self._probability = pairs, config, seed, probability
+        self._targets, self._place = targets, {p.id: i for i, p in enumerate(pairs)}
         codes = {g: i for i, g in enumerate(dict.fromkeys(t.duplicate_group for t in targets))}
         self._ids = [t.id for t in targets]
         self._group_of = {t.id: codes[t.duplicate_group] for t in targets}
         self._group = [codes[t.duplicate_group] for t in targets]
         self._own = {p.id: codes[p.duplicate_group] for p in pairs if p.duplicate_group in codes}
+
+    @cached_property
+    def _never(self) -> Exclusions:
+        return Exclusions(self.pairs, self._targets)
 
     def block(self, scores: pa.Table) -> pa.Table:
         """The decisions of every candidate in `scores`, which holds whole pairs."""
@@ -150,11 +156,14 @@ class Chooser:
     def _fill(
         self, pair: str, wanted: int, candidates: set[str], used: set[int], draw: random.Random, rows: _Rows
     ) -> None:
-        """Unrelated targets, drawn at random. With a reranker there are none: a row would have texts without scores."""
+        """Unrelated targets, drawn at random, none that `Exclusions` forbids. With a reranker there are none: a row would
+        have texts without scores."""
         for i in _at_random(draw, len(self._ids)):
             if not wanted:
                 return
-            if self._ids[i] not in candidates and self._group[i] not in used:
+            if self._ids[i] in candidates or self._group[i] in used:
+                continue
+            if self._never.allowed(self._place[pair], np.array([[i]]))[0, 0]:
                 used.add(self._group[i])
                 rows.add(pair, self._ids[i], "negative", RANDOM, None, None)
                 wanted -= 1

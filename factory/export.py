@@ -69,7 +69,8 @@ def training_rows(
             detail = f"{len(negatives)} candidates were allowed, {fewest} are needed"
             dropped.append(Dropped(stage="export", id=pair.id, reason=reason, detail=detail, text=pair.query))
             continue
-        also: list[Scored] = [(text[i], None) for i in pair.also if i in text and text[i] != pair.target_text]
+        others = dict.fromkeys(text[i] for i in pair.also if i in text)
+        also: list[Scored] = [(t, None) for t in others if t != pair.target_text]
         rows.append((pair, [(pair.target_text, positive_scores.get(pair.id)), *also, *promoted], negatives))
     missing = [(p.query, t) for p, pos, neg in rows for t, score in (*pos, *neg) if score is None] if rerank else []
     known = dict(zip(missing, rerank(missing).tolist(), strict=True)) if rerank and missing else {}

@@ -151,6 +151,8 @@ def fit(
     """
     if yes.sum() < LEAST or (~yes).sum() < LEAST:
         return f"the judge affirmed {int(yes.sum())} of {len(yes)} candidates; at least {LEAST} of each kind are needed"
+    if len(set(questions)) < 2:
+        return "candidates of one question alone cannot be cross-validated"
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
     from sklearn.model_selection import GroupKFold

@@ -75,7 +75,11 @@ class Negatives:
         known = {t.duplicate_group for t in self.targets}
         by_text = {t.text: t.id for t in self.targets}
         pairs = [p for p in kept if p.split == "train" and p.duplicate_group in known]
-        self.pairs = [p.model_copy(update={"target_id": by_text.get(p.target_text, p.target_id)}) for p in pairs]
+        ids = {t.id for t in self.targets}
+        self.pairs = [
+            p if p.target_id in ids else p.model_copy(update={"target_id": by_text.get(p.target_text, p.target_id)})
+            for p in pairs
+        ]
 
     def mine(self) -> Outcome:
         queries, answers = self._vectors

@@ -156,17 +156,21 @@ def nearest_others(
     document = np.array([t.document_id for t in targets], dtype=object)
     start, end = np.array([t.start for t in targets]), np.array([t.end for t in targets])
     place = {t.id: i for i, t in enumerate(targets)}
+    by_text = {t.text: i for i, t in enumerate(targets)}  # under some pairings two pairs have one target
 
     def nearest(pairs: Sequence[Pair], k: int) -> list[list[int]]:
         found = []
         for pair in pairs:
             scores = vectors @ queries[pair.id]
-            own = place[pair.target_id]
+            own = place.get(pair.target_id, by_text.get(pair.target_text, -1))
             overlap = (document == document[own]) & (start < end[own]) & (start[own] < end)
             scores[(group == codes[pair.duplicate_group]) | overlap] = -np.inf
-            best = np.argpartition(-scores, min(k, len(scores) - 1))[:k]
-            best = best[np.argsort(-scores[best], kind="stable")]
-            found.append([int(i) for i in best if np.isfinite(scores[i])])
+            first: dict[int, int] = {}  # of copies one will do
+            for i in np.argsort(-scores, kind="stable"):
+                if len(first) == k or not np.isfinite(scores[i]):
+                    break
+                first.setdefault(int(group[i]), int(i))
+            found.append(list(first.values()))
         return found
 
     return nearest

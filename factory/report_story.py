@@ -101,10 +101,10 @@ def _kept(filtered: Mapping[str, Any], later: Mapping[str, Mapping[str, Any]]) -
     rows = later["export"]["counts"].get("examples")
     if rows is None or "kept" not in filtered["counts"]:
         return None
-    held = filtered["counts"].get("dev", 0) + filtered["counts"].get("eval", 0)
-    lost = {"held-out": held} if held else {}
-    for stage in later.values():
-        lost |= {reason: n for reason, n in stage["dropped"].items() if reason not in NOT_ROWS}
+    lost = {r: n for stage in later.values() for r, n in stage["dropped"].items() if r not in NOT_ROWS}
+    held = filtered["counts"]["kept"] - rows - sum(lost.values())  # an expert may have dropped held-out ones, too
+    if held > 0:
+        lost |= {"held-out": held}
     return _step("kept", rows, "became-rows", lost)
 
 

@@ -52,6 +52,9 @@ class CachedReranker:
         missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}
         if missing:
             logits = self.reranker.score(list(missing.values())).tolist()
+            if not np.isfinite(logits).all():
+                fix = "its weights are damaged, or too large for float16: model.device: cpu"
+                raise InputError("the reranker gives NaN or infinity", where="score.reranker", fix=fix)
             new = dict(zip(missing, logits, strict=True))
             with db:
                 db.executemany("INSERT OR REPLACE INTO logits VALUES (?, ?)", new.items())

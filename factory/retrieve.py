@@ -11,12 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from factory.indexes import cosines
+from factory.languages import squeeze
 from factory.progress import bar
 from factory.records import Pair, Passage, Split
 
 BLOCK = 1024  # questions worked on at once: bounds memory, and is one row group of the Parquet files
 MOST_HIDDEN = 1000  # deeper than top_k by so much at most, where one question has so many answers
 Search = Callable[[int, int, int], tuple[np.ndarray, np.ndarray]]
+STRICTEST = ("eval", "dev", "train")
 SOURCES = ("dense", "bm25", "sparse")
 RANKED = 300  # ranks are told down to here; deeper ones say nothing more of a candidate
 FUSION = 60  # reciprocal rank fusion's constant (Cormack, Clarke, Büttcher, SIGIR 2009)
@@ -40,13 +42,12 @@ def targets_of(passages: Sequence[Passage], pairs: Sequence[Pair]) -> list[Targe
     by_id = {p.id: p for p in passages}
     if all(pair.target_id in by_id for pair in pairs):
         return [Target(p.id, p.text, p.duplicate_group, p.split, p.document_id, p.start, p.end) for p in passages]
-    targets: dict[str, Target] = {}
-    for pair in pairs:
-        document = by_id[pair.passage_id].document_id
-        targets.setdefault(
-            pair.target_text, Target(pair.target_id, pair.target_text, pair.duplicate_group, pair.split, document)
-        )
-    return list(targets.values())
+    of: dict[str, Pair] = {}
+    for pair in pairs:  # of like texts the one that is held out decides
+        before = of.get(pair.target_text)
+        if before is None or STRICTEST.index(pair.split) < STRICTEST.index(before.split):
+            of[pair.target_text] = pair
+    return [Target(p.target_id, t, p.duplicate_group, p.split, by_id[p.passage_id].document_id) for t, p in of.items()]
 
 
 def rank_of_target(
@@ -86,14 +87,14 @@ class Exclusions:
         self.end = np.array([t.end for t in targets], np.int64)
         self.positive = np.array([by_id[p.target_id] for p in pairs], np.int64)
         together: dict[tuple[str, ...], set[int]] = defaultdict(set)
-        for pair in pairs:
+        also = [{int(self.group[by_id[i]]) for i in pair.also if i in by_id} for pair in pairs]
+        for pair, others in zip(pairs, also, strict=True):
             for key in _kinship(pair):
-                together[key].add(codes[pair.duplicate_group])
+                together[key] |= {codes[pair.duplicate_group]} | (others if key[0] == "question" else set())
         own = self.group[self.positive]
         self.kin: list[np.ndarray] = []  # further groups that answer the question, mostly none
         for pair, code in zip(pairs, own, strict=True):
             groups = set().union(*(together[key] for key in _kinship(pair))) - {int(code)}
-            groups |= {int(self.group[by_id[i]]) for i in pair.also if i in by_id}
             self.kin.append(np.array(sorted(groups), np.int64))
         sizes = np.bincount(self.group, minlength=len(codes))
         hidden = [sizes[c] + sizes[k].sum() for c, k in zip(own, self.kin, strict=True)]
@@ -137,9 +138,9 @@ class Exclusions:
 
 
 def _kinship(pair: Pair) -> list[tuple[str, ...]]:
-    keys: list[tuple[str, ...]] = [("question", pair.query.strip().lower())]
+    keys: list[tuple[str, ...]] = [("question", squeeze(pair.query))]
     if pair.answer.strip():
-        keys.append(("answer", pair.passage_id, pair.answer.strip().lower()))
+        keys.append(("answer", pair.passage_id, squeeze(pair.answer)))
     return keys
 
 

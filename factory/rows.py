@@ -108,7 +108,7 @@ class Rows:
             ),
             inputs=[*files, SCORES, DECISIONS],
             outputs=[TRAIN, *sets],
-            rests_on=[self.asked.tests_digest, *review.all()],
+            rests_on=[self.asked.tests_digest, c.choose.too_few, c.choose.negatives, *review.all()],
         )
 
     def _reranker_identity(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -37,7 +38,7 @@ DEV_OPTIONS = {
     "--query-max-length": "query_max_len",
     "--passage-max-length": "passage_max_len",
 }
-_LOSS = re.compile(r"'(loss|train_loss)': '?([0-9.eE+-]+|nan|inf)")
+_LOSS = re.compile(r"'(loss|train_loss)': '?(-?inf|nan|[0-9.eE+-]+)")
 
 
 class LoadFailed(RuntimeError):
@@ -259,8 +260,5 @@ def losses(output: Path, log: str) -> dict[str, float | None]:
     states = sorted(output.glob("checkpoint-*/trainer_state.json"), key=lambda p: p.stat().st_mtime)
     history = read_json(states[-1]).get("log_history", []) if states else []
     each = each or [row["loss"] for row in history if "loss" in row]
-    return {
-        "first": each[0] if each else None,
-        "last": each[-1] if each else None,
-        "mean": mean[-1] if mean else None,
-    }
+    told = {"first": each[:1], "last": each[-1:], "mean": mean[-1:]}
+    return {name: value[0] if value and math.isfinite(value[0]) else None for name, value in told.items()}

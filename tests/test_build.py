@@ -101,6 +101,9 @@ def test_a_second_build_does_nothing_and_a_changed_threshold_redoes_only_what_re
     third = build(tmp_path / "changed.yaml", copy)
     assert third.stderr.count("unchanged, kept") == 6
     assert all(len(row.neg) == 2 for row in read_records(copy / TRAIN, Example))
+    changed = yaml.safe_load(config.read_text()) | {"choose": {"negatives": 2, "too_few": "drop"}}
+    (tmp_path / "changed.yaml").write_text(yaml.safe_dump(changed))
+    assert "export: unchanged" not in build(tmp_path / "changed.yaml", copy).stderr  # too few for whom: it decides that
 
 
 def test_a_damaged_output_is_made_again(unbroken, tmp_path):

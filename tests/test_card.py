@@ -68,8 +68,9 @@ def test_known_limits_come_from_the_runs_own_numbers(tmp_path):
     (run / "run.json").write_text(json.dumps(manifest))
     judge = {"controls": 100, "sensitivity": 0.93, "specificity": 0.88}
     (run / "false-negative-model.json").write_text(json.dumps({"missing": "too few", "judge": judge}))
-    seen = [{"id": "q0", "decision": "good"}, {"id": "q1", "decision": "skip"}, {"id": "q2", "decision": "drop"}]
-    (run / "review.jsonl").write_text("".join(json.dumps(row) + "\n" for row in seen))
+    seen = [("q0", "good"), ("q0", "skip"), ("q1", "skip"), ("q2", "drop"), ("gone", "good")]
+    rows = [{"time": "t", "id": pair, "decision": decision} for pair, decision in seen]
+    (run / "review.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     header, text = card(run)
     assert header["license"] == "cc-by-4.0" and "Licence: CC-BY-4.0." in text
     for said in (

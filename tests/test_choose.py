@@ -175,6 +175,17 @@ def test_a_pair_that_no_search_found_anything_for_is_filled_or_dropped_by_name()
         assert len(examples) == 5 - len(dropped)
 
 
+def test_a_random_fill_takes_no_answer_that_is_known():
+    """Of a corpus smaller than top_k nothing is left to draw but what no search may return."""
+    targets = [target(0, span=(0, 100)), target(1), target(2), target(3, span=(60, 160)), target(4)]
+    pairs = [pair(0, targets[0], "密码忘了怎么办？"), pair(1, targets[1], "密码忘了 怎么办?")]
+    pairs[0] = pairs[0].model_copy(update={"also": ("t2",)})
+    chooser = Chooser(pairs, targets, ChooseConfig(negatives=4), seed=1)
+    rows = pa.concat_tables(choose([], chooser, 0)).to_pylist()
+    drawn = {p.id: {r["candidate_id"] for r in rows if r["pair_id"] == p.id} for p in pairs}
+    assert drawn == {"q0": {"t4"}, "q1": {"t3", "t4"}}
+
+
 def test_one_passage_has_no_candidates_and_that_is_told_where_rows_are_made(tmp_path):
     targets = [target(0)]
     pairs = [pair(0, targets[0])]

@@ -54,6 +54,8 @@ def test_too_few_of_a_kind_is_said_in_words():
     yes = np.zeros(600, bool)
     yes[: LEAST - 1] = True
     assert "affirmed 9 of 600" in fit(columns, yes, np.ones(600), questions, SURE)
+    yes[:100] = True
+    assert "one question alone" in fit(columns, yes, np.ones(600), ["q"] * 600, SURE)
 
 
 def test_a_value_that_is_missing_counts_as_the_mean(tmp_path):

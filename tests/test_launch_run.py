@@ -206,6 +206,11 @@ def test_losses_of_both_transformers_formats(tmp_path: Path) -> None:
     five = "{'loss': '2.5', 'epoch': '1'}\r{'loss': '1.5'} {'train_runtime': '1', 'train_loss': '2'}"
     four = "{'loss': 2.5, 'epoch': 1}\n{'loss': 1.5}\n{'train_loss': 2.0}"
     assert losses(tmp_path, five) == losses(tmp_path, four) == {"first": 2.5, "last": 1.5, "mean": 2.0}
+    assert losses(tmp_path, "{'loss': '-inf'} {'loss': 'nan'} {'loss': 0.5}") == {
+        "first": None,
+        "last": 0.5,
+        "mean": None,
+    }
     assert losses(tmp_path, "") == {"first": None, "last": None, "mean": None}
 
 

@@ -146,6 +146,9 @@ def test_the_story_adds_up_to_what_run_json_counts() -> None:
         "held out, to measure on": 10,
     }  # fmt: skip
     assert all(abs(sum(p.share for p in s.parts) - 100) < 1e-9 for s in steps.values() if s.parts)
+    reviewed = json.loads(json.dumps(stages))
+    reviewed["export"]["dropped"]["reviewed-drop"] = 3  # by an expert, held-out questions
+    assert next(s.total for s in story({"stages": reviewed}, {}) if s.name.en == "kept questions") == 40
     coverage = {"classes": {"has a kept question": 20, "asked, but no question was kept": 9, "over-max_passages": 61}}
     told = {s.name.en: s for s in story({"stages": stages}, {"coverage": coverage})}["passages"]
     assert [p.count for p in told.parts] == [29, 10, 61]

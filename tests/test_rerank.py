@@ -40,6 +40,18 @@ def test_a_pair_of_texts_is_scored_once_in_its_life(tmp_path):
     assert other.asked == pairs[:1]
 
 
+def test_a_reranker_that_gives_no_number_stops_and_is_not_remembered(tmp_path):
+    class Overflowing(Counting):
+        def score(self, pairs):
+            return super().score(pairs) * np.array([1.0] * (len(pairs) - 1) + [np.nan])
+
+    with pytest.raises(InputError, match="NaN or infinity"):
+        CachedReranker(Overflowing(), tmp_path / "r.sqlite").score([("a", "b"), ("c", "d")])
+    healthy = Counting()
+    CachedReranker(healthy, tmp_path / "r.sqlite").score([("a", "b"), ("c", "d")])
+    assert len(healthy.asked) == 2
+
+
 def test_a_cache_that_is_no_database_is_an_error(tmp_path):
     (tmp_path / "r.sqlite").write_bytes(b"not a database, and long enough to be read as one" * 30)
     with pytest.raises(InputError, match="not a usable SQLite file"):

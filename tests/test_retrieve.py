@@ -5,9 +5,10 @@ import pyarrow as pa
 import pytest
 
 from factory.indexes import BM25Index, DenseIndex, SparseIndex, choose_kind
-from factory.retrieve import RANKED, mine, rank_of_target
+from factory.retrieve import RANKED, mine, rank_of_target, targets_of
 from factory.tokens import words_of
 from tests.handmade import candidates, circle, pair, target, unit
+from tests.test_generate import passage
 
 
 def test_rank_counts_a_copy_of_the_target_as_the_target():
@@ -25,10 +26,21 @@ def test_candidates_never_hold_the_positive_its_copies_its_overlaps_or_siblings(
         target(4, document="c"),
         target(5, span=(100, 180)),  # next to it: a good negative
     ]
-    pairs = [pair(0, targets[0], "同一个问题？"), pair(1, targets[3], "同一个问题？")]
+    pairs = [pair(0, targets[0], "同一个问题？"), pair(1, targets[3], "同一个 问题?")]
     rows = candidates(pairs, targets, circle([0, 0]), circle([0, 1, 2, 3, 4, 5]), 10).to_pylist()
     assert [(r["candidate_id"], r["rank"]) for r in rows if r["pair_id"] == "q0"] == [("t4", 1), ("t5", 2)]
     assert [r["candidate_id"] for r in rows if r["pair_id"] == "q1"] == ["t2", "t4", "t5"]
+
+
+def test_of_two_pairs_with_one_answer_text_the_held_out_one_decides_what_may_be_trained_on():
+    """Under question-answer targets are answers; in whatever order the pairs come."""
+    held, free = target(0, "每班一次", "t0", "eval"), target(1, "每班一次", "t0")
+    pairs = [
+        pair(i, t).model_copy(update={"target_id": f"answer{i}", "split": t.split}) for i, t in enumerate((held, free))
+    ]
+    passages = [passage(f"t{i}", "某一段") for i in range(2)]
+    for order in (pairs, pairs[::-1]):
+        assert [t.split for t in targets_of(passages, order)] == ["eval"]
 
 
 def test_an_answer_that_another_pair_of_the_passage_has_is_no_candidate():
