@@ -22,6 +22,7 @@ class Answer:
     # if asked for: (token, log-probability) of each alternative for the first token
     first: tuple[tuple[str, float], ...] = ()
     failure: str = ""  # why there is no answer; such a one is never stored
+    refused: bool = False  # the failure is the server's word about this one request, and asking again is no use
 
 
 class AnswerStore:
@@ -38,6 +39,8 @@ class AnswerStore:
                 " prompt_tokens INTEGER, completion_tokens INTEGER, seconds REAL, created REAL, first TEXT)"
             )
             self._db.execute("CREATE TABLE IF NOT EXISTS asked (key TEXT PRIMARY KEY, model TEXT, request TEXT)")
+            self._db.execute("CREATE TABLE IF NOT EXISTS refused (key TEXT PRIMARY KEY, said TEXT)")
+            self._db.execute("CREATE TABLE IF NOT EXISTS served (model TEXT PRIMARY KEY, name TEXT)")
             if "first" not in [row[1] for row in self._db.execute("PRAGMA table_info(answers)")]:
                 self._db.execute("ALTER TABLE answers ADD COLUMN first TEXT")  # a store of version 0.1
         except sqlite3.DatabaseError as e:
@@ -87,6 +90,22 @@ class AnswerStore:
         """The model and the request that `remember` was given under a key."""
         row = self._db.execute("SELECT model, request FROM asked WHERE key = ?", (key,)).fetchone()
         return (row[0], json.loads(row[1])) if row else None
+
+    def refuse(self, key: str, said: str) -> None:
+        """A refusal that came in a file; it stands until an answer comes."""
+        with self._db:
+            self._db.execute("INSERT OR REPLACE INTO refused VALUES (?, ?)", (key, said))
+
+    def refusal(self, key: str) -> str:
+        """What `refuse` was given under a key; else nothing."""
+        row = self._db.execute("SELECT said FROM refused WHERE key = ?", (key,)).fetchone()
+        return str(row[0]) if row else ""
+
+    def served(self, model: str, name: str) -> str:
+        """The name under which a server first served `model` to this store; `name` from now on if there was none."""
+        with self._db:
+            self._db.execute("INSERT OR IGNORE INTO served VALUES (?, ?)", (model, name))
+        return str(self._db.execute("SELECT name FROM served WHERE model = ?", (model,)).fetchone()[0])
 
     def close(self) -> None:
         self._db.close()

@@ -23,7 +23,7 @@ import httpx
 
 from factory.answers import Answer
 from factory.clients import Clients
-from factory.records import InputError
+from factory.records import InputError, loads
 from factory.serve import Endpoint, ServerDied
 from factory.settings import LLMConfig
 
@@ -204,9 +204,9 @@ async def ask_all(
         raise failed[0]
 
 
-def failure(reason: str) -> Answer:
+def failure(reason: str, refused: bool = False) -> Answer:
     """What stands where an answer is missing; it is not stored, so that the next run asks again."""
-    return Answer(text="", finish="", prompt_tokens=0, completion_tokens=0, seconds=0, failure=reason)
+    return Answer("", "", prompt_tokens=0, completion_tokens=0, seconds=0, failure=reason, refused=refused)
 
 
 async def _answers(lane: _Lane) -> bool:
@@ -223,17 +223,17 @@ async def _ask(lane: _Lane, body: dict[str, Any]) -> Answer:
     try:
         with lane.clients.one() as client:
             response = await client.post("/chat/completions", json={"model": lane.endpoint.model, **body})
-    except httpx.TransportError as e:
+    except httpx.RequestError as e:
         raise _Passing(f"{type(e).__name__} {e}".strip()) from e
     status, said = response.status_code, response.text[:300]
     if status in REFUSED:
-        return failure(f"refused: HTTP {status}: {said}")
+        return failure(f"refused: HTTP {status}: {said}", refused=True)
     if 400 <= status < 500 and status not in (408, 425, 429):
         raise InputError(f"the LLM server refuses requests: HTTP {status}: {said}", where=lane.endpoint.url)
     if status != 200:
         raise _Passing(f"HTTP {status}: {said}", pause=_retry_after(response), busy=status in BUSY)
     try:
-        return answer_of(response.json(), body, time.monotonic() - started)
+        return answer_of(loads(response.text), body, time.monotonic() - started)
     except ValueError as e:
         raise _Passing(f"no chat completion: {said!r}") from e
 
@@ -245,14 +245,21 @@ def answer_of(reply: Any, body: dict[str, Any], seconds: float) -> Answer:
         usage = reply.get("usage") or {}
         return Answer(
             text=strip_thinking(choice["message"].get("content") or ""),
-            finish=choice.get("finish_reason") or "",
-            prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            completion_tokens=int(usage.get("completion_tokens") or 0),
+            finish=str(choice.get("finish_reason") or ""),
+            prompt_tokens=_count(usage, "prompt_tokens"),
+            completion_tokens=_count(usage, "completion_tokens"),
             seconds=round(seconds, 3),
             first=_first_token(choice) if body.get("logprobs") else (),
         )
     except (KeyError, IndexError, TypeError, AttributeError) as e:
         raise ValueError(f"no chat completion: {json.dumps(reply, ensure_ascii=False)[:300]}") from e
+
+
+def _count(usage: dict[str, Any], name: str) -> int:
+    number = float(usage.get(name) or 0)
+    if not 0 <= number < 1e9:
+        raise ValueError(f"no chat completion: {name} is {number}")
+    return int(number)
 
 
 def _retry_after(response: httpx.Response) -> float:

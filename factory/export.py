@@ -11,7 +11,7 @@ import numpy as np
 
 from factory.config import Config
 from factory.evalset import SET_FILES
-from factory.languages import squeeze
+from factory.languages import question_key
 from factory.negatives import DECISIONS, SCORES, Negatives
 from factory.questions import Question, passages_of
 from factory.records import Dropped, Example, InputError, Pair, Passage, Split
@@ -143,11 +143,11 @@ def held_out(
         groups[target.duplicate_group].append(target.id)
     answering: dict[str, list[str]] = defaultdict(list)
     for pair in pairs:
-        answering[squeeze(pair.query)] += [pair.duplicate_group, *(group[i] for i in pair.also if i in group)]
+        answering[question_key(pair.query)] += [pair.duplicate_group, *(group[i] for i in pair.also if i in group)]
     chosen: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
         if pair.split == split:
-            chosen[squeeze(pair.query)].append(pair)
+            chosen[question_key(pair.query)].append(pair)
     queries: list[dict[str, Any]] = []
     relevant = {}
     for text, alike in chosen.items():

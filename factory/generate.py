@@ -14,12 +14,12 @@ from factory.askers import propose
 from factory.config import Config
 from factory.duplicates import near_duplicate_groups
 from factory.given import GIVEN, given_pairs
-from factory.languages import language
+from factory.languages import language, squeeze
 from factory.llm import LLM, Request, Usage
 from factory.models import model_fingerprint
 from factory.parsing import parse_answer, readable
 from factory.passages import trainable
-from factory.prompting import asker_of, requests_for
+from factory.prompting import asker_of, requests_for, size
 from factory.question_rules import rule_broken
 from factory.question_types import schedule
 from factory.questions import Question
@@ -91,6 +91,7 @@ def pairs_of(
         return [], [lost(passage.id, "unparsable", f"{e}; finish: {answer.finish}", answer.text)]
     pairing = config.generate.pairing
     needed = {"question-document": "question", "question-answer": "answer", "question-question": "rephrased"}[pairing]
+    in_place = len(items) >= len(types) or answer.finish == "length"  # else one was left out, and nobody knows which
     pairs, dropped = [], []
     for i, item in enumerate(items):
         identity = fingerprint([passage.id, i, item])[:16]
@@ -103,13 +104,16 @@ def pairs_of(
         if not item.get(needed) or not query or not target:
             dropped.append(lost(identity, "incomplete", f"no {needed}", json.dumps(item, ensure_ascii=False)))
             continue
+        if squeeze(query) == squeeze(target):
+            dropped.append(lost(identity, "incomplete", f"{needed} is the query", json.dumps(item, ensure_ascii=False)))
+            continue
         pairs.append(
             Pair(
                 id=identity,
                 passage_id=passage.id,
                 query=query,
                 answer=item.get("answer", ""),
-                type=types[i] if i < len(types) else "",
+                type=types[i] if in_place and i < len(types) else "",
                 asker=asker,
                 language=language(query),
                 target_id=passage.id if pairing == "question-document" else identity,
@@ -168,7 +172,7 @@ def generate(
         good, bad = made_of(i, answer)
         pairs += good
         dropped += bad
-    return Made([*regroup(pairs, config), *given], [*dropped, *not_given], usage, askers)
+    return Made([*regroup(pairs, config, given), *given], [*dropped, *not_given], usage, askers)
 
 
 def ask(llm: LLM, requests: Sequence[Request], watch: Callable[[int, Answer], str]) -> tuple[list[Answer], Usage]:
@@ -181,7 +185,8 @@ def ask(llm: LLM, requests: Sequence[Request], watch: Callable[[int, Answer], st
     answers = [a for _, a in sorted(zip(order, ordered, strict=True), key=lambda both: both[0])]
     unreadable = [i for i, a in enumerate(answers) if not a.failure and not readable(a.text)]
     if unreadable:
-        second, more = llm.complete([once_more(requests[i], answers[i]) for i in unreadable], "ask again")
+        again = [once_more(requests[i], answers[i], llm.config.context) for i in unreadable]
+        second, more = llm.complete(again, "ask again", fresh=False)
         usage += more
         for i, answer in zip(unreadable, second, strict=True):
             answers[i] = answer if readable(answer.text) else both(answers[i], answer)
@@ -209,9 +214,12 @@ class Tally:
         return f"{rate:.1f} questions/s, {share:.0f} % keep the rules"
 
 
-def once_more(request: Request, answer: Answer) -> Request:
-    """The request with another seed, and half as much room again if the answer was cut off."""
-    room = request.max_tokens * 3 // 2 if answer.finish == "length" else request.max_tokens
+def once_more(request: Request, answer: Answer, context: int) -> Request:
+    """The request with another seed, and if the answer was cut off half as much room again, as far as `context` has it."""
+    room = request.max_tokens
+    if answer.finish == "length":
+        left = context - (answer.prompt_tokens or size(request.messages))
+        room = max(room, min(room * 3 // 2, left))
     return replace(request, seed=request.seed + 1, max_tokens=room)
 
 
@@ -230,9 +238,18 @@ def llm_identity(config: Config) -> str:
     return model_fingerprint(Path(config.llm.model))
 
 
-def regroup(pairs: list[Pair], config: Config) -> list[Pair]:
-    """Under pairings whose target is not the passage: put like targets into one duplicate group."""
+def regroup(pairs: list[Pair], config: Config, given: Sequence[Pair] = ()) -> list[Pair]:
+    """Under pairings whose target is not the passage: put like targets into one duplicate group.
+
+    Given pairs keep theirs, which is their passage's, and what is like one of them gets it.
+    """
     if config.generate.pairing == "question-document" or not pairs:
         return pairs
-    groups = near_duplicate_groups([p.target_text for p in pairs], config.passages.near_duplicate)
-    return [p.model_copy(update={"duplicate_group": pairs[g].id}) for p, g in zip(pairs, groups, strict=True)]
+    everything = [*given, *pairs]
+    groups = near_duplicate_groups([p.target_text for p in everything], config.passages.near_duplicate)
+    names = [everything[g].duplicate_group for g in groups[len(given) :]]
+    same = {p.target_text: p.duplicate_group for p in given}
+    return [
+        p.model_copy(update={"duplicate_group": same.get(p.target_text, name)})
+        for p, name in zip(pairs, names, strict=True)
+    ]

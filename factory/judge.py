@@ -16,10 +16,11 @@ import numpy as np
 from factory.answers import Answer
 from factory.config import Config
 from factory.generate import llm_identity
-from factory.languages import HAN, language
+from factory.languages import language
 from factory.llm import LLM, Request
 from factory.prompt_files import PROMPTS, read_prompt
 from factory.serve import ServerDied
+from factory.token_estimate import crop_to, estimated_tokens
 from factory.workspace import fingerprint, sha256_file
 
 # First tokens that count, without spaces and in lower case; a tokenizer may cut 是的 into 是 and 的, or not.
@@ -67,14 +68,14 @@ class LLMJudge:
 
     def logits(self, keys: Sequence[tuple[str, str]], requests: Sequence[Request], what: str) -> np.ndarray:
         """The answers' logits, (n,) float32, in the order of `requests`; asked in the order of `keys`, so that servers can
-        reuse what requests have in common.
+        reuse what requests have in common. What the server refuses (too long for it, say) is no opinion: 0.
 
         Raises:
-            ServerDied: some got no answer. The others are kept.
+            ServerDied: some got no answer and were not refused. The others are kept.
         """
         order = sorted(range(len(keys)), key=lambda i: keys[i])
         answers, _ = self.llm.complete([requests[i] for i in order], what)
-        failed = [a.failure for a in answers if a.failure]
+        failed = [a.failure for a in answers if a.failure and not a.refused]
         if failed:
             raise ServerDied(
                 f"{len(failed)} of {len(answers)} judgements got no answer: {failed[0]}; run again: the others are kept"
@@ -104,15 +105,3 @@ def logit(answer: Answer) -> float:
 def _sum(logs: Iterable[float]) -> float:
     """log of the sum of probabilities given as logs; a log of −inf stays harmless."""
     return max(math.log(sum(math.exp(p) for p in logs) or 1e-30), -69.0)
-
-
-def estimated_tokens(text: str) -> int:
-    """A guess, on the safe side, for any LLM's tokenizer: a Chinese character is one token, else three characters."""
-    han = len(HAN.findall(text))
-    return han + (len(text) - han) // 3 + 1
-
-
-def crop_to(text: str, room: int) -> str:
-    """The text, or as much of its beginning as makes about `room` tokens."""
-    needed = estimated_tokens(text)
-    return text if needed <= room else text[: max(1, len(text) * room // needed)]

@@ -19,6 +19,11 @@ def language(text: str) -> str:
     return "zh" if han and han * 4 >= latin else "en"
 
 
+def question_key(query: str) -> str:
+    """What two wordings share that are one question: `squeeze`d, and without the mark at the end, which users leave out."""
+    return squeeze(query).rstrip("?。.!")
+
+
 def squeeze(text: str) -> str:
     """NFKC, lower case, no white space: what remains is compared to find copies and quotes."""
     return SPACE.sub("", unicodedata.normalize("NFKC", text)).lower()

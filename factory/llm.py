@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from factory.answers import Answer, AnswerStore
-from factory.asking import ask_all
+from factory.asking import TRUST, ask_all, failure
 from factory.progress import bar
+from factory.records import InputError
 from factory.request_files import AnswersMissing
 from factory.serve import Endpoint, ServerDied, serve
 from factory.settings import LLMConfig
@@ -96,15 +97,18 @@ class LLM:
         requests: Sequence[Request],
         what: str = "ask the LLM",
         watch: Callable[[int, Answer], str] | None = None,
+        fresh: bool = True,
     ) -> tuple[list[Answer], Usage]:
         """An answer for each request, in order; one that the server would not give has `failure` set, and is not kept.
 
         Args:
             watch: called with the number of a request and its answer when that comes; what it returns stands in the bar.
+            fresh: the server may not be able to answer such requests at all; if none of them is on disk, it is asked no
+                more once it has given none of the first few.
 
         Raises:
             InputError: the server refuses all requests (HTTP 401, 404, …), or does not exist.
-            AnswersMissing: with `serve: batch`, where there is no server.
+            AnswersMissing: with `serve: batch`, where there is no server; not if all that are missing were refused.
             ServerDied: it stopped answering; the answers so far are kept.
         """
         keys = [fingerprint([self.model_id, r.body()]) for r in requests]
@@ -114,9 +118,14 @@ class LLM:
         started, tokens, failed = time.monotonic(), 0, 0
         if len(missing) < len(found):
             self._say(f"{len(found) - len(missing):,} of {len(found):,} answers are on disk already")
-        if missing and self.config.serve == "batch":
-            raise AnswersMissing({k: r.body() for k, r in missing.items()}, self._store, self.model_id)
-        if missing:
+        new = fresh and len(missing) == len(found)
+        if self.config.serve == "batch":
+            refused = {key: said for key in missing if (said := self._answers.refusal(key))}
+            if len(refused) < len(missing) or (new and len(refused) >= TRUST):
+                raise AnswersMissing({k: r.body() for k, r in missing.items()}, self._store, self.model_id)
+            found |= {key: failure(said, refused=True) for key, said in refused.items()}
+            failed = len(refused)
+        elif missing:
             with bar(what, "answer", len(missing)) as shown:
 
                 def finished(key: str, answer: Answer) -> None:
@@ -133,7 +142,7 @@ class LLM:
                         shown.set_postfix_str(f"{rate:.0f} tokens/s{said}", refresh=False)
                     shown.update()
 
-                self._ask({k: r.body() for k, r in missing.items()}, found, finished, len(missing) == len(found))
+                self._ask({k: r.body() for k, r in missing.items()}, found, finished, new)
         if failed:
             reasons = sorted({a.failure for a in found.values() if a and a.failure})
             self._say(f"{failed:,} of {len(missing):,} requests got no answer; one reason: {reasons[0]}")
@@ -151,6 +160,8 @@ class LLM:
         for attempt in range(RESTARTS + 1):
             if self._endpoints is None:
                 self._endpoints = self._server.enter_context(serve(self.config, self._log, self._say))
+                if self.config.serve == "endpoint" and not self.config.model:
+                    self._same_model(self._endpoints[0].model)
             left = {key: body for key, body in bodies.items() if found[key] is None}
             try:
                 return asyncio.run(ask_all(self._endpoints, left, self.config, finished, new=new))
@@ -161,3 +172,10 @@ class LLM:
                 self._say(f"{e}\nstarting it again; {came:,} answers came since it was started")
                 self._endpoints, new = None, False
                 self._server.close()
+
+    def _same_model(self, name: str) -> None:
+        """Without `llm.model` an answer is kept under the server's URL alone: another model there would mix with the first."""
+        before = self._answers.served(self.model_id, name)
+        if name != before:
+            what = f"the answers on disk are those of {before!r}, and the server's first model is now {name!r}"
+            raise InputError(what, where="llm.model", fix="name there the one that is to be asked")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.config import Config
-from factory.duplicates import near_duplicate_groups
+from factory.duplicates import join_contained, near_duplicate_groups
 from factory.progress import progress
 from factory.questions import Question, documents_of
 from factory.records import Document, Dropped, InputError, Passage, Split
@@ -146,7 +146,8 @@ def make_passages(
     if not spans:
         raise InputError("no passage is left after splitting", fix="lower passages.min_tokens")
     threshold = config.passages.near_duplicate
-    document_groups = near_duplicate_groups([d.text for d in documents], threshold)
+    texts = [d.text for d in documents]
+    document_groups = join_contained(texts, near_duplicate_groups(texts, threshold), threshold)
     group_of = {d.id: documents[g].id for d, g in zip(documents, document_groups, strict=True)}
     weights: dict[str, int] = defaultdict(int)
     for document, start, end in spans:

@@ -11,13 +11,14 @@ from typing import Any
 from factory import demonstrations
 from factory.config import Config
 from factory.focus import focus
-from factory.languages import HAN, language
+from factory.languages import language
 from factory.llm import Request
 from factory.prompt_files import PROMPTS, Prompt, read_prompt
 from factory.question_titles import own_titles, unnamed
 from factory.question_types import ROOM, called, in_words, schedule
 from factory.records import InputError, Passage
 from factory.settings_questions import GenerateConfig
+from factory.token_estimate import crop_to, estimated_tokens
 
 VARIABLES = (
     "asker",
@@ -60,7 +61,11 @@ NEEDED = {
     "question-answer": ("question", "answer"),
     "question-question": ("question", "rephrased"),
 }
-NUMBERING = re.compile(r"^(第?[\d.]+[章节]?|[一二三四五六七八九十]+|[（(][\d一二三四五六七八九十]+[)）])[、.．\s]\s*")
+# 第3章, 3. or 2.1, but neither the year of 2023 Annual Report nor the measure of 3.5 mm jack
+NUMBERING = re.compile(
+    r"^((第[\d.]+[章节]?|\d+[章节]|[一二三四五六七八九十]+|[（(][\d一二三四五六七八九十]+[)）])[、.．\s]"
+    r"|\d{1,3}(\.\d{1,2})*[、.．](?!\d)|\d{1,2}(\.\d{1,2})+\s(?!\s*(英?寸|[米克吨升万亿倍℃%]|([a-z]{1,2}|inch)\b)))\s*"
+)
 OTHERS_AFTER = 64  # passages that are shown the same examples: servers reuse a prefix that many requests share
 
 
@@ -213,20 +218,17 @@ def crop(passage: Passage, config: Config, prompt: int) -> str:
     """The passage, or as much of its beginning as the encoder reads (`model.passage_max_length`: nobody could find what lies
     behind) and as fits `llm.context` beside a prompt of so many tokens and the answer.
 
-    The LLM's tokens are taken for the training model's, with a fifth to spare.
+    The LLM's tokens are taken for the training model's or, if more, for those guessed, with a fifth to spare.
     """
     room = max(16, int(0.8 * (config.llm.context - config.generate.max_tokens - prompt)))
-    room = min(room, config.model.passage_max_length)
-    if passage.tokens <= room:
-        return passage.text
-    return passage.text[: max(1, len(passage.text) * room // passage.tokens)]
+    read, text = min(room, config.model.passage_max_length), passage.text
+    if passage.tokens > read:
+        text = text[: max(1, len(text) * read // passage.tokens)]
+    return crop_to(text, room)
 
 
 def size(messages: Sequence[tuple[str, str]]) -> int:
-    """Tokens of a prompt, guessed: one for each Chinese character (LLMs of today take two thirds), one for three others."""
-    text = "".join(content for _, content in messages)
-    chinese = len(HAN.findall(text))
-    return chinese + (len(text) - chinese) // 3
+    return estimated_tokens("".join(content for _, content in messages))
 
 
 def context_of(passage: Passage) -> str:

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from factory.languages import squeeze
+from factory.languages import question_key
 from factory.progress import progress
 from factory.records import Pair
 from factory.settings_questions import QualityConfig
@@ -19,15 +19,15 @@ NUMBER = re.compile(r"\d+")
 
 def repeated(pairs: Sequence[Pair], tests: Iterable[str], config: QualityConfig) -> dict[str, tuple[str, str]]:
     """(reason, detail) of each pair that repeats another one, by its id. Of two alike the first stays, held-out ones
-    before training ones; of those that were written for many passages none stays.
+    before training ones, given ones before generated ones; of those that were written for many passages none stays.
 
     Args:
         tests: questions of a given test; a pair that asks one of them goes.
     """
     found: dict[str, tuple[str, str]] = {}
-    asked = {squeeze(q) for q in tests}
-    ordered = sorted(pairs, key=lambda p: p.split == "train")
-    text = {p.id: squeeze(p.query) for p in ordered}
+    asked = {question_key(q) for q in tests}
+    ordered = sorted(pairs, key=lambda p: (p.split == "train", p.origin != "given"))
+    text = {p.id: question_key(p.query) for p in ordered}
     for pair in ordered:
         if text[pair.id] in asked:
             found[pair.id] = ("equals-a-test-question", "")

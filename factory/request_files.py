@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.answers import AnswerStore
-from factory.asking import answer_of
+from factory.asking import REFUSED, answer_of
 from factory.records import InputError, read_lines
 from factory.workspace import atomic_text
 
@@ -43,7 +43,7 @@ def write_requests(missing: AnswersMissing, model: str, file: Path) -> None:
 
 
 def read_answers(files: list[Path], store_path: Path) -> tuple[int, list[str]]:
-    """Stores the answers of batch output files.
+    """Stores the answers of batch output files, and which requests were refused: the run goes on without those.
 
     Returns:
         How many were stored, and a line with file:line for each that has none.
@@ -61,8 +61,12 @@ def read_answers(files: list[Path], store_path: Path) -> tuple[int, list[str]]:
                 if asked is None:
                     problems.append(f"{where}: custom_id {row.get('custom_id')!r} is none of this run's requests")
                 elif row.get("error") or response.get("status_code") != 200:
-                    said = row.get("error") or response.get("body") or f"HTTP {response.get('status_code')}"
-                    problems.append(f"{where}: no answer: {json.dumps(said, ensure_ascii=False)[:300]}")
+                    status = response.get("status_code")
+                    said = row.get("error") or response.get("body") or f"HTTP {status}"
+                    what = json.dumps(said, ensure_ascii=False)[:300]
+                    problems.append(f"{where}: no answer: {what}")
+                    if status in REFUSED:
+                        store.refuse(str(row["custom_id"]), f"refused: HTTP {status}: {what}")
                 else:
                     model_id, body = asked
                     try:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from factory.indexes import cosines
-from factory.languages import squeeze
+from factory.languages import question_key, squeeze
 from factory.progress import bar
 from factory.records import Pair, Passage, Split
 
@@ -138,7 +138,7 @@ class Exclusions:
 
 
 def _kinship(pair: Pair) -> list[tuple[str, ...]]:
-    keys: list[tuple[str, ...]] = [("question", squeeze(pair.query))]
+    keys: list[tuple[str, ...]] = [("question", question_key(pair.query))]
     if pair.answer.strip():
         keys.append(("answer", pair.passage_id, squeeze(pair.answer)))
     return keys

@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 
 from factory.offline import SILENT
-from factory.records import InputError
+from factory.records import InputError, loads
 from factory.settings import LLMConfig
 
 _ERROR = re.compile(r"\b\w*(?:Error|Exception): .+")
@@ -49,10 +49,8 @@ def check_there(config: LLMConfig) -> None:
     Raises:
         InputError: the model, the executable or the key is not.
     """
-    if config.serve == "endpoint" and config.api_key_env and not os.environ.get(config.api_key_env):
-        raise InputError(
-            f"environment variable {config.api_key_env} is not set", where="llm.api_key_env", fix="export it"
-        )
+    if config.serve == "endpoint":
+        _key(config)
     if config.serve in ("llamacpp", "vllm") and not (config.model and Path(config.model).exists()):
         fix = "a GGUF file for llamacpp, a model folder for vllm"
         raise InputError(f"no such model {config.model!r}", where="llm.model", fix=fix)
@@ -94,22 +92,35 @@ def serve(config: LLMConfig, log: Path, say: Callable[[str], None]) -> Iterator[
             stop(process)
 
 
+def _key(config: LLMConfig) -> str:
+    """The API key, or "". InputError, which does not show it, if it is not set or cannot stand in a header."""
+    name = config.api_key_env
+    key = os.environ.get(name, "").strip() if name else ""
+    if name and not key:
+        raise InputError(f"environment variable {name} is not set", where="llm.api_key_env", fix="export it")
+    if not (key.isascii() and key.isprintable()):
+        what = f"the key in environment variable {name} holds characters that no HTTP header can carry"
+        raise InputError(what, where="llm.api_key_env", fix="export it anew: one line, ASCII only")
+    return key
+
+
 def _running(address: str, config: LLMConfig) -> Endpoint:
-    check_there(config)
-    key = os.environ.get(config.api_key_env, "") if config.api_key_env else ""
+    key = _key(config)
     url = address.rstrip("/")
     url = url if url.endswith("/v1") else url + "/v1"
     endpoint = Endpoint(url, config.model, key)
     try:
         answer = httpx.get(f"{url}/models", headers=endpoint.headers(), timeout=30, trust_env=False)
         answer.raise_for_status()
-        names = [m["id"] for m in answer.json()["data"]]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
+        names = [str(m["id"]) for m in loads(answer.text)["data"]]
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as e:
         raise InputError(
             f"no OpenAI-compatible server answers at {url}/models: {e}",
             where="llm.url",
             fix="start it, or correct llm.url",
         ) from e
+    if not names:
+        raise InputError(f"the server at {url} serves no model", where="llm.url", fix="start it with one")
     if config.model and config.model not in names:
         raise InputError(f"the server has no model {config.model!r}; it serves {', '.join(names)}", where="llm.model")
     return Endpoint(url, config.model or names[0], key)
@@ -128,7 +139,8 @@ def _vllm(config: LLMConfig, port: int) -> tuple[list[str], dict[str, str]]:
         "--max-model-len",
         str(config.context),
     ]
-    return [*config.executable, *model, *options, *config.arguments], dict(config.environment)
+    program = os.path.abspath(shutil.which(config.executable[0]) or config.executable[0])  # it starts in another folder
+    return [program, *config.executable[1:], *model, *options, *config.arguments], dict(config.environment)
 
 
 def _llamacpp(config: LLMConfig, port: int) -> tuple[list[str], dict[str, str]]:

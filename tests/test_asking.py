@@ -5,6 +5,7 @@ The servers are real HTTP servers; only what they answer is made up, since a rea
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import pytest
 from factory import asking
 from factory.answers import Answer
 from factory.asking import ask_all
+from factory.judge import LLMJudge
 from factory.llm import LLM, Request, Usage
 from factory.records import InputError
 from factory.serve import ServerDied
 from factory.settings import LLMConfig
+from factory.token_estimate import crop_to, estimated_tokens
 from tests.llm_server import Behaviour, Handler
 
 
@@ -44,6 +47,11 @@ def whole(answers: list[Answer], count: int) -> bool:
     return [a.text for a in answers] == [f"answer to q{i}" for i in range(count)]
 
 
+def completion(text: str, tokens: bytes) -> bytes:
+    usage = b'"usage": {"completion_tokens": %s}' % tokens
+    return b'{"choices": [{"message": {"content": "%s"}}], %s}' % (text.encode(), usage)
+
+
 FAULTS: dict[str, Behaviour] = {
     "500": lambda h, n, p: h.say(500, b"CUDA error"),
     "502 with a page": lambda h, n, p: h.say(502, b"<html>bad gateway</html>"),
@@ -52,6 +60,10 @@ FAULTS: dict[str, Behaviour] = {
     "garbage": lambda h, n, p: h.say(200, b"\xff\xfe not json"),
     "json without choices": lambda h, n, p: h.say(200, b'{"object": "list", "choices": []}'),
     "a null message": lambda h, n, p: h.say(200, b'{"choices": [{"message": null}]}'),
+    "broken gzip": lambda h, n, p: h.say(200, b"not gzip", Content_Encoding="gzip"),
+    "json without an end to its depth": lambda h, n, p: h.say(200, b"[" * 100_000),
+    "more tokens than there are": lambda h, n, p: h.say(200, completion("so", b"1e999")),
+    "more tokens than a store can count": lambda h, n, p: h.say(200, completion("so", b"1" + b"0" * 30)),
     "a stall": lambda h, n, p: time.sleep(1.2),
     "503": lambda h, n, p: h.say(503, b"loading"),
 }
@@ -65,6 +77,14 @@ def test_one_request_in_five_fails_and_all_are_answered(tmp_path: Path, start: A
     assert (usage.sent, usage.failed) == (30, 0) and len(server.seen) > 30
     again, usage = run(tmp_path, server.url, 30)
     assert (usage.from_disk, usage.sent) == (30, 0) and again == answers
+
+
+def test_half_an_emoji_at_the_end_of_an_answer_is_stored_as_an_unknown_character(tmp_path: Path, start: Any) -> None:
+    """As a model sends it whose answer is cut off in the middle of one."""
+    server = start(lambda h, n, p: h.say(200, completion("fine \\ud83d", b"3")) if p == "q1" else h.good(p))
+    for sent in (3, 0):
+        answers, usage = run(tmp_path, server.url, 3)
+        assert (answers[1].text, usage.sent, usage.failed) == ("fine \N{REPLACEMENT CHARACTER}", sent, 0)
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -241,6 +261,50 @@ def test_connections_are_kept_and_are_no_more_than_requests_under_way(tmp_path: 
 
     assert whole(run(tmp_path, start(behave).url, 60, concurrency=5)[0], 60)
     assert 1 < len(ports) <= 5
+
+
+def judged(folder: Path, url: str, texts: list[str]) -> list[float]:
+    config = LLMConfig(serve="endpoint", url=url, concurrency=1, retries=1)
+    with LLM(config, "m", folder / "llm.sqlite", folder / "log", print) as llm:
+        return [float(x) for x in LLMJudge(llm).score([("What is it?", text) for text in texts])]
+
+
+def test_a_judgement_that_is_refused_is_no_opinion_and_the_judge_goes_on(
+    tmp_path: Path, start: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = {"top_logprobs": [{"token": "yes", "logprob": -0.5}, {"token": "no", "logprob": -2.5}]}
+    choice = {"message": {"content": "yes"}, "logprobs": {"content": [first]}}
+    yes = json.dumps({"choices": [choice]}).encode()
+    server = start(lambda h, n, p: h.say(400, b"too long") if "kettle" in p else h.say(200, yes))
+    for _ in range(2):
+        assert judged(tmp_path, server.url, ["A pump.", "A kettle.", "A fan."]) == [2, 0, 2]
+        assert "1 of " in (said := capsys.readouterr().out) and "got no answer; one reason: refused: HTTP 400" in said
+    server.behave = lambda h, n, p: h.say(500, b"boom") if "kettle" in p else h.good(p)
+    with pytest.raises(ServerDied):  # this may pass, so that the next run asks again
+        judged(tmp_path, server.url, ["A pump.", "A kettle.", "A fan."])
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),  # as Qwen's tokenizer counts them
+    {
+        "ひらがなだけのぶんしょうはとてもながくなります" * 50: 700,
+        "0123456789" * 100: 1000,
+        "😀🎉🧯🦺" * 100: 600,
+        "การบำรุงรักษาปั๊มน้ำ" * 100: 1200,
+        "펌프의 필터는 반년마다 교체한다 " * 50: 699,
+        "𠀀𠀁𠀂" * 50: 450,
+        "| 1.5 | 2,7 | x |" * 50: 601,
+        "焊条在350℃烘干。" * 100: 900,
+    }.items(),
+)
+def test_tokens_of_any_script_are_not_guessed_too_low(text: str, tokens: int) -> None:
+    assert tokens <= estimated_tokens(text) < 3 * tokens
+
+
+def test_a_text_that_is_cut_fits_also_where_its_beginning_is_denser_than_its_end() -> None:
+    text = "ひらがな" * 250 + "a plain English sentence " * 400
+    assert 1700 < estimated_tokens(crop_to(text, 1788)) <= 1788
+    assert crop_to(text, -5) == "ひ"
 
 
 def test_ask_all_ends_without_work() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -40,11 +41,11 @@ def ask(text: str, schema=None) -> Request:
 @pytest.fixture
 def faulty():
     """A server that answers as `replies` says, one (status, body) after the other, the last for ever."""
-    replies, seen = [], []
+    replies, seen, models = [], [], [{"id": "m"}]
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            self.answer(200, {"data": [{"id": "m"}]})
+            self.answer(200, {"data": models})
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -61,7 +62,8 @@ def faulty():
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    server.replies, server.seen, server.url = replies, seen, f"http://127.0.0.1:{server.server_port}"
+    server.replies, server.seen, server.models = replies, seen, models
+    server.url = f"http://127.0.0.1:{server.server_port}"
     yield server
     server.shutdown()
 
@@ -226,6 +228,45 @@ def test_the_api_key_is_sent_but_never_stored(tmp_path, faulty, monkeypatch):
     assert b"very-secret" not in stored + "".join(said).encode()
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", " \r\n"])
+def test_a_line_end_after_the_api_key_is_no_part_of_it(tmp_path, faulty, monkeypatch, end):
+    monkeypatch.setenv("MY_KEY", f"sk-very-secret{end}")
+    faulty.replies.append(reply("ok"))
+    run([ask("x")], LLMConfig(serve="endpoint", url=faulty.url, api_key_env="MY_KEY"), tmp_path)
+    assert faulty.seen[0][0]["Authorization"] == "Bearer sk-very-secret"
+
+
+@pytest.mark.parametrize("key", ["sk-secret密钥", "sk-secret\nsk-secret", "", "\n"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(tmp_path, faulty, monkeypatch, key):
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(InputError, match=r"llm\.api_key_env: .*MY_KEY") as refused:
+        run([ask("x")], LLMConfig(serve="endpoint", url=faulty.url, api_key_env="MY_KEY"), tmp_path)
+    assert "secret" not in "".join(traceback.format_exception(refused.value))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:port", "http://[::1", "http://127.0.0.1:99999", "127.0.0.1:8000"])
+def test_a_url_that_is_none_is_an_error_at_its_key(tmp_path, url):
+    with pytest.raises(InputError, match=r"llm\.url: "):
+        run([ask("x")], LLMConfig(serve="endpoint", url=url), tmp_path)
+
+
+@pytest.mark.parametrize("model", ["", "m"])
+def test_a_server_without_a_model_is_an_error(tmp_path, faulty, model):
+    faulty.models.clear()
+    with pytest.raises(InputError, match=r"llm\.url: .* serves no model"):
+        run([ask("x")], LLMConfig(serve="endpoint", url=faulty.url, model=model), tmp_path)
+
+
+def test_a_program_of_ours_may_be_given_by_a_path_from_where_we_are(tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "vllm").write_text("#!/bin/sh\necho it was started\nexit 3\n")
+    (tmp_path / "bin" / "vllm").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    config = LLMConfig(serve="vllm", model=str(tmp_path), executable=["bin/vllm", "serve"])
+    with pytest.raises(ServerDied, match=r"(?s)code 3.*it was started"):
+        run([ask("x")], config, tmp_path)
+
+
 def test_a_proxy_in_the_environment_is_not_used(tmp_path, faulty, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("all_proxy", "http://127.0.0.1:9")
@@ -238,6 +279,18 @@ def test_an_endpoint_that_is_not_there_or_serves_another_model_is_an_error(tmp_p
         run([ask("x")], LLMConfig(serve="endpoint", url="http://127.0.0.1:9"), tmp_path)
     with pytest.raises(InputError, match="it serves m"):
         run([ask("x")], LLMConfig(serve="endpoint", url=faulty.url, model="other"), tmp_path)
+
+
+def test_another_model_at_the_same_url_is_not_mixed_with_the_first(tmp_path, faulty):
+    faulty.replies.append(reply("ok"))
+    unnamed = LLMConfig(serve="endpoint", url=faulty.url)
+    run([ask("x")], unnamed, tmp_path)
+    run([ask("x"), ask("y")], unnamed, tmp_path)
+    faulty.models[0] = {"id": "other"}
+    with pytest.raises(InputError, match=r"llm\.model: .* those of 'm', .* now 'other'"):
+        run([ask("x"), ask("z")], unnamed, tmp_path)
+    assert run([ask("x"), ask("y")], unnamed, tmp_path)[1].from_disk == 2  # no server is asked
+    assert run([ask("x"), ask("z")], unnamed.model_copy(update={"model": "other"}), tmp_path)[1].sent == 1
 
 
 def test_a_store_that_is_no_database_is_an_error(tmp_path):

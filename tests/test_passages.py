@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from factory.config import Config
-from factory.duplicates import near_duplicate_groups
+from factory.duplicates import join_contained, near_duplicate_groups
 from factory.passages import assign_splits, count_tokens, load_tokenizer, make_passages, trainable
 from factory.questions import Answer, Question, passages_of, read_questions
 from factory.records import Document, InputError
@@ -119,6 +119,24 @@ def test_copies_of_a_document_never_end_on_both_sides_of_the_split(model):
     assert all(len(s) == 1 for s in splits.values())
     assert all(splits[f"{i}.md"] == splits[f"copy-{i}.md"] for i in range(10))
     assert {s for each in splits.values() for s in each} == {"train", "dev", "eval"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_document_that_stands_within_a_larger_one_is_on_the_same_side_of_the_split(model, seed):
+    """Its passages there begin elsewhere, so that none is a copy, and yet all of its text would be trained on."""
+    documents = [document(f"{i}.txt", long_text(i), False) for i in range(6)]
+    documents += [document("larger.txt", long_text(7, 10) + "\n" + documents[0].text, False)]
+    passages, _ = make_passages(documents, config(model, split={"eval": 0.3}, seed=seed), [])
+    assert len({p.split for p in passages if p.document_id in ("0.txt", "larger.txt")}) == 1
+    assert len({p.document_group for p in passages}) == 6
+
+
+def test_boilerplate_joins_no_documents():
+    """Nor does a text of nothing else, which all of the others hold."""
+    boilerplate = "\n".join(f"本手册第{i}条约定的责任以采购合同为准。" for i in "一二三四五六")
+    texts = [f"第{i}号设备每半年由两名技师检修一次。\n{boilerplate}" for i in range(9)]
+    texts = [t + long_text(i, 1) for i, t in enumerate(texts)] + [boilerplate]
+    assert join_contained(texts, range(10), 0.8) == list(range(10))
 
 
 def test_a_training_passage_that_copies_a_held_out_one_is_not_trainable(model):

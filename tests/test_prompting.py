@@ -10,13 +10,14 @@ from factory.demonstrations import demonstrations
 from factory.generate import ask, pairs_of
 from factory.llm import LLM
 from factory.prompt_files import PROMPTS, read_prompt
-from factory.prompting import VARIABLES, prompt_for, requests_for
+from factory.prompting import VARIABLES, context_of, prompt_for, requests_for
 from factory.question_rules import rule_broken
 from factory.question_types import TYPES, schedule
 from factory.questions import Answer, Question, read_user_questions
 from factory.records import InputError, Pair
 from factory.settings import LLMConfig
 from factory.settings_questions import GenerateConfig, QualityConfig
+from factory.token_estimate import estimated_tokens
 from tests.test_generate import answer, config, passage
 
 ENGLISH = "Dry the electrodes at 350 C for two hours."
@@ -179,6 +180,52 @@ def test_the_llm_is_not_shown_what_the_encoder_does_not_read():
         assert seen in told and unseen not in told
 
 
+@pytest.mark.parametrize("run", ["dGhlIHB1bXA5", "あいうえお", "0123456789", "ปั๊มน้ำ", "😀"])
+def test_a_passage_that_is_few_words_to_the_encoder_still_fits_the_llm(run):
+    """WordPiece takes a word of more than 100 characters for a single [UNK]; the LLM reads all of them."""
+    text = "Dry the electrodes. " + run * (10_000 // len(run))
+    (request,) = requests_for([passage("a", text)], config(llm={"context": 2048}, generate={"max_tokens": 400}))
+    shown = request.messages[-1][1]
+    assert "Dry the electrodes." in shown and 300 < len(shown) < 2048 - 400
+
+
+def test_a_passage_of_words_is_shown_whole():
+    """A guess of more tokens than the encoder reads is no reason to cut what it does read."""
+    text = "第二道工序完成以后要检查焊缝。" * 26
+    whole = passage("a", text).model_copy(update={"tokens": 256})
+    (request,) = requests_for([whole], config(model={"path": "m", "passage_max_length": 256}))
+    assert text in request.messages[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("weld " * 60, 101), ("焊接", 3), ("12345", 6), ("カナ", 3), ("a" * 90, 91), ("😀🎉", 7)]
+)
+def test_every_character_but_latin_words_counts_as_a_token(text, tokens):
+    assert estimated_tokens(text) == tokens
+
+
+@pytest.mark.parametrize(
+    ("title", "told"),
+    [
+        ("2023 Annual Report", "2023 Annual Report"),
+        ("3.5 寸硬盘", "3.5 寸硬盘"),
+        ("3.5 mm jack", "3.5 mm jack"),
+        ("1.5L 水壶", "1.5L 水壶"),
+        ("7 Habits", "7 Habits"),
+        ("2.1 烘干", "烘干"),
+        ("2.1 The pump", "The pump"),
+        ("1.2.3. 烘干", "烘干"),
+        ("3. 烘干", "烘干"),
+        ("12、烘干", "烘干"),
+        ("第3章 烘干", "烘干"),
+        ("三、烘干", "烘干"),
+        ("（三） 烘干", "烘干"),
+    ],
+)
+def test_a_heading_loses_its_numbering_and_keeps_years_and_measures(title, told):
+    assert context_of(passage("a").model_copy(update={"title": title, "headings": ()})) == told
+
+
 def test_a_chinese_prompt_is_not_given_english_passages(tmp_path):
     chinese = str(PROMPTS / "question-document.zh.md")
     with pytest.raises(InputError, match="for passages in zh, and there are some in en"):
@@ -192,7 +239,6 @@ def test_a_chinese_prompt_is_not_given_english_passages(tmp_path):
         (["fact", "reason"], ["fact", "reason"] * 6),
         ({"fact": 3, "keyword": 1}, ["fact", "fact", "keyword", "fact"] * 3),
         ({"fact": 0.5, "reason": 0.5, "keyword": 0}, ["fact", "reason"] * 6),
-        ([], []),
     ],
 )
 def test_every_kind_gets_its_share(types, expected):

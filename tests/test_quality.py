@@ -43,6 +43,12 @@ def passage(text: str) -> Passage:
         ("焊条要先烘干才能用，这是工地的老规矩。", "statement"),
         ("焊条 烘干 温度", None),
         ("低氢焊条说明书写着烘几小时？", None),
+        ("我应该研究哪些焊条？", None),
+        ("该研究用了哪些焊条？", "dangling-reference"),
+        ("英文中焊条怎么说？", None),
+        ("文中的焊条怎么烘？", "dangling-reference"),
+        ("那不勒斯的焊条多久烘一次？", None),
+        ("那焊条要烘多久？", "no-subject"),
     ],
 )
 def test_chinese_rules(query, reason):

@@ -13,6 +13,7 @@ from factory.judge import LLMJudge
 from factory.llm import LLM
 from factory.models import Encoded
 from factory.quality import beyond_share, filter_pairs, too_many
+from factory.question_judge import nearest_others
 from factory.question_repeats import repeated
 from factory.records import Document, InputError
 from factory.retrieve import Exclusions, targets_of
@@ -66,6 +67,20 @@ def test_repeats_are_found_over_the_whole_corpus():
         "q12": "equals-a-held-out-question",
         "q13": "equals-a-held-out-question",
     }
+
+
+def test_the_users_own_question_stays_and_the_generated_one_on_its_passage_goes():
+    pairs = [asked(0, "水泵的滤芯多久更换一次？"), asked(1, "水泵的滤芯多久更换一次", "p0", origin="given")]
+    assert list(repeated(pairs, [], QualityConfig())) == ["q0"]
+
+
+@pytest.mark.parametrize("test", ["水泵的滤芯多久更换一次", "水泵的滤芯多久更换一次。", "水泵的滤芯多久更换一次？"])
+@pytest.mark.parametrize("mark", ["", "？", "?", "！"])
+def test_a_question_is_the_same_without_its_mark(test, mark):
+    query = "水泵的滤芯多久更换一次" + mark
+    assert repeated([asked(0, query)], [test], QualityConfig()) == {"q0": ("equals-a-test-question", "")}
+    given = [asked(0, query, origin="given"), asked(1, test, split="eval", origin="given")]
+    assert repeated(given, [], QualityConfig()) == {"q0": ("equals-a-held-out-question", "")}
 
 
 def test_a_held_out_question_with_several_answers_is_one_query_to_which_all_are_relevant():
@@ -260,3 +275,10 @@ def test_given_pairs_find_their_passage_or_bring_it_along(tmp_path):
         InputError, match=r"bad.csv:2.*query and text, got question, text|query and text, got question, text"
     ):
         given_pairs(passages, str(tmp_path / "bad.csv"))
+
+
+def test_of_copies_of_another_passage_the_judge_is_asked_about_one():
+    targets = [target(0), target(1, group="t1"), target(2, group="t1"), target(3, group="t1"), target(4), target(5)]
+    nearest = nearest_others(targets, {"q0": circle([0])[0]}, circle([0, 1, 2, 3, 4, 5]))
+    assert nearest([pair(0, targets[0])], 2) == [[1, 4]]
+    assert nearest([pair(0, targets[0])], 9) == [[1, 4, 5]]

@@ -14,10 +14,13 @@ from factory.request_files import AnswersMissing, read_answers, write_requests
 from factory.settings import LLMConfig
 
 
+def requests(*prompts: str) -> list[Request]:
+    return [Request((("user", p),), max_tokens=9, temperature=0, seed=1, top_logprobs=2) for p in prompts]
+
+
 def ask(store: Path, *prompts: str) -> list[str]:
-    requests = [Request((("user", p),), max_tokens=9, temperature=0, seed=1, top_logprobs=2) for p in prompts]
     with LLM(LLMConfig(serve="batch", model="m"), "batch m", store, store.with_suffix(".log"), print) as llm:
-        return [a.text for a in llm.complete(requests)[0]]
+        return [a.text for a in llm.complete(requests(*prompts))[0]]
 
 
 def row(key: str, **body: object) -> dict[str, object]:
@@ -72,6 +75,42 @@ def test_a_broken_line_is_an_error_and_what_came_before_is_kept(tmp_path: Path, 
         read_answers([tmp_path / "a.jsonl"], tmp_path / "llm.sqlite")
     with pytest.raises(AnswersMissing, match="1 answers"):
         ask(tmp_path / "llm.sqlite", "一", "two")
+
+
+def refused(key: str) -> dict[str, object]:
+    """As `vllm run-batch` writes it."""
+    return {"custom_id": key, "response": {"status_code": 400, "body": None}, "error": {"message": "too long"}}
+
+
+def bring(folder: Path, *rows: dict[str, object]) -> list[str]:
+    (folder / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return read_answers([folder / "a.jsonl"], folder / "llm.sqlite")[1]
+
+
+def test_a_refused_request_is_named_and_the_run_goes_on_without_it(
+    tmp_path: Path, missing: AnswersMissing, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = missing.bodies
+    good = row(second, choices=[{"message": {"content": "fine"}}])
+    assert "too long" in bring(tmp_path, refused(first), good)[0]
+    store = tmp_path / "llm.sqlite"
+    with LLM(LLMConfig(serve="batch", model="m"), "batch m", store, store.with_suffix(".log"), print) as llm:
+        answers, usage = llm.complete(requests("一", "two"))
+    assert [a.text for a in answers] == ["", "fine"] and (usage.from_disk, usage.failed) == (1, 1)
+    assert "refused: HTTP 400" in answers[0].failure and "too long" in answers[0].failure
+    assert "1 of 1 requests got no answer; one reason: refused: HTTP 400" in capsys.readouterr().out
+    bring(tmp_path, row(first, choices=[{"message": {"content": "late"}}]))
+    assert ask(store, "一", "two") == ["late", "fine"]
+
+
+def test_a_server_that_refused_all_is_to_be_asked_again(tmp_path: Path) -> None:
+    prompts = [str(i) for i in range(6)]
+    with pytest.raises(AnswersMissing) as found:
+        ask(tmp_path / "llm.sqlite", *prompts)
+    write_requests(found.value, "m", tmp_path / "requests.jsonl")
+    bring(tmp_path, *(refused(key) for key in found.value.bodies))
+    with pytest.raises(AnswersMissing, match="6 answers of the LLM are missing"):
+        ask(tmp_path / "llm.sqlite", *prompts)
 
 
 def test_a_batch_needs_the_models_name() -> None:

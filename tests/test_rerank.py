@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from factory.answers import Answer
-from factory.judge import LLMJudge, crop_to, estimated_tokens, logit
+from factory.judge import LLMJudge, logit
 from factory.llm import LLM
 from factory.records import InputError
 from factory.rerank import CachedReranker, add_scores, worth_reading
 from factory.settings import ChooseConfig, ScoreConfig
+from factory.token_estimate import crop_to, estimated_tokens
 from tests.handmade import scored
 
 
