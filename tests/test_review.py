@@ -297,8 +297,8 @@ def test_the_command_survives_a_kill_refuses_a_second_one_and_ends_on_ctrl_c(run
     rows = httpx.get(f"{again}state", trust_env=False).json()["rows"]
     assert sorted(i for i, _, what in rows if what == "good") == [f"q{i}" for i in range(5)]
     process.send_signal(signal.SIGINT)
-    rest = process.stderr.read()
-    assert process.wait() == 0 and "5 decisions" in rest and "Traceback" not in rest and "GET" not in rest
+    rest = process.communicate(timeout=120)[1]
+    assert process.returncode == 0 and "5 decisions" in rest and "Traceback" not in rest and "GET" not in rest
 
 
 def test_a_host_that_others_can_reach_is_refused(run):
