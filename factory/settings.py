@@ -62,7 +62,9 @@ class PassagesConfig(Part):
         description="a shorter piece, or a lone heading, is joined to its neighbour, or dropped if it cannot be",
     )
     near_duplicate: Fraction = Field(
-        0.8, description="Jaccard on character 5-grams from which two texts count as copies"
+        0.8,
+        description="Jaccard on character 5-grams from which two texts count as copies; and the share of one document's sentences "
+        "in another one from which both are on the same side of the split",
     )
 
 
