@@ -15,7 +15,6 @@ from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -284,14 +283,8 @@ def review(
             )
             if browser and _has_browser():
                 webbrowser.open(server.url)
-            serving = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
-            serving.start()
-            with suppress(
-                KeyboardInterrupt
-            ):  # waiting is all that this thread does, so that nothing swallows a Ctrl-C;
-                while serving.is_alive():  # in short steps, since the signal may be another thread's
-                    serving.join(0.2)
-            server.shutdown()
+            with suppress(KeyboardInterrupt):
+                server.serve_forever(poll_interval=0.2)
         decided = len(log.history.effective())
         say(f"\n{decided:,} decisions in {log.path}; the next `bge-factory build` applies them")
 

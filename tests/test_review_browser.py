@@ -84,7 +84,7 @@ def test_fifty_decisions_a_kill_a_reload_and_nothing_is_lost(tmp_path, browser):
     assert all((history.of(p).decision, list(history.of(p).negatives)) == (k, n) for p, k, n in done[:-3])
     assert not any(history.of(p) for p, _, _ in done[-3:])
     server.send_signal(signal.SIGINT)
-    assert server.wait() == 0
+    assert server.wait(timeout=120) == 0
 
 
 def test_mouse_touch_filters_and_the_other_language(tmp_path, browser):
@@ -134,7 +134,7 @@ def test_mouse_touch_filters_and_the_other_language(tmp_path, browser):
     assert "决定都已保存" in browser.evaluate("document.getElementById('done').textContent")
     assert "已定 10 / 10" in browser.evaluate("document.getElementById('count').textContent")
     server.send_signal(signal.SIGINT)
-    assert server.wait() == 0
+    assert server.wait(timeout=120) == 0
 
 
 def test_a_chinese_browser_gets_the_chinese_page(tmp_path):
@@ -144,4 +144,4 @@ def test_a_chinese_browser_gets_the_chinese_page(tmp_path):
         shown(browser)
         assert "没问题" in browser.evaluate("document.querySelector('footer').textContent")
     server.send_signal(signal.SIGINT)
-    assert server.wait() == 0
+    assert server.wait(timeout=120) == 0
