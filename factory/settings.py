@@ -253,8 +253,8 @@ class ChooseConfig(Part):
         for name, (low, high) in (("range", self.range), ("window", self.window)):
             if not 0 <= low < high:
                 raise ValueError(f"{name}: expected two numbers from 0 on, the smaller one first, got {[low, high]}")
-        if self.rules and self.preset != "rules":
-            raise ValueError(f"rules are read with preset: rules alone, and the preset is {self.preset}")
+        if self.rules and "preset" not in self.model_fields_set:
+            raise ValueError("rules are read with preset: rules alone, and no preset is set")
         if self.preset == "rules" and not self.rules:
             raise ValueError("preset: rules needs rules, e.g. [{when: 'score > 0.8', reason: too near}]")
         return self
