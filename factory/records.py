@@ -194,7 +194,12 @@ def each_line(path: Path, strict: bool = False) -> Iterator[tuple[int, dict[str,
                 raise InputError("is UTF-16, expected UTF-8", where=path, fix="save it as UTF-8")
             line = raw.removeprefix(codecs.BOM_UTF8).strip() if number == 1 else raw.strip()
             if line:
-                yield number, _object(line, f"{path}:{number}", strict)
+                row: dict[str, Any] | InputError
+                try:
+                    row = object_in(line, f"{path}:{number}", strict)
+                except InputError as e:
+                    row = e
+                yield number, row
 
 
 def loads(text: str) -> Any:
@@ -221,19 +226,25 @@ def _mended(value: Any) -> Any:
     return {_mended(k): _mended(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def _object(line: bytes, where: str, strict: bool) -> dict[str, Any] | InputError:
+def object_in(line: bytes, where: str = "", strict: bool = False) -> dict[str, Any]:
+    """The JSON object of one line; `strict` as in `each_line`.
+
+    Raises:
+        InputError: it is not UTF-8, not JSON or no object.
+    """
     try:
-        row = loads(line.decode("utf-8"))
-        if strict and (what := _refused(line.decode("utf-8"))):
-            return InputError(f"{what}; the trainer's loader stops here", where=where)
+        text = line.decode("utf-8")
+        row = loads(text)
     except UnicodeDecodeError as e:
-        return InputError(f"not UTF-8 (byte {e.start} of the line)", where=where, fix="save it as UTF-8")
+        raise InputError(f"not UTF-8 (byte {e.start} of the line)", where=where, fix="save it as UTF-8") from None
     except json.JSONDecodeError as e:
-        what = f"not valid JSON: {e.msg} at column {e.colno}; got {line.decode()[:60]!r}"
-        return InputError(what, where=where, fix="one JSON object on each line")
-    return (
-        row if isinstance(row, dict) else InputError(f"expected a JSON object, got {type(row).__name__}", where=where)
-    )
+        what = f"not valid JSON: {e.msg} at column {e.colno}; got {text.strip()[:60]!r}"
+        raise InputError(what, where=where, fix="one JSON object on each line") from None
+    if strict and (refused := _refused(text)):
+        raise InputError(f"{refused}; the trainer's loader stops here", where=where)
+    if not isinstance(row, dict):
+        raise InputError(f"expected a JSON object, got {type(row).__name__}", where=where)
+    return row
 
 
 def _refused(text: str) -> str:

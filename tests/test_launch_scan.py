@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from factory.records import Example, InputError, parse
+from factory.records import Example, InputError, each_line, parse
 from launch.data import scan
 from launch.scan import WORTH, Contents, _folder, read
 
@@ -27,7 +27,7 @@ def lines(path: Path, *rows: Any) -> Path:
 
 # Every kind of line
 
-TEXT = st.sampled_from(["a", "b", "焊接", "", " ", "\t\n", "\x1c", "\u2003", "\ufeff", "\u200b", "é", 1, None, ["a"]])
+TEXT = st.sampled_from(["a", "b", 'say "焊接"', "\\", '\\"', "", " ", "\t\n", "\x1c", "\u2003", "\ufeff", "\u200b", "é", 1, None, ["a"]])
 SCORE = st.sampled_from([0.5, -3, 1e400, float("nan"), 10**30, True, None, "1"])
 ROWS = st.fixed_dictionaries(
     {"query": TEXT, "pos": st.lists(TEXT, max_size=3) | TEXT, "neg": st.lists(TEXT, max_size=4) | TEXT},
@@ -43,12 +43,16 @@ ROWS = st.fixed_dictionaries(
 FAIR = st.sampled_from(
     [ROW, ROW | {"pos_scores": [3], "neg_scores": [1.5, -2]}, ROW | {"prompt": "", "type": "symmetric"}]
 )
-WORD = st.sampled_from("abcd")
+WORD = st.sampled_from(["a", "b", "c", "d", '"', "e\\"])
 NEARLY = st.fixed_dictionaries(
     {"query": WORD, "pos": st.lists(WORD, min_size=1, max_size=2), "neg": st.lists(WORD, min_size=1, max_size=2)},
     optional={name: st.lists(st.floats(-9, 9), min_size=1, max_size=2) for name in ("pos_scores", "neg_scores")},
 )
-BYTES = st.sampled_from([b"", b"  ", b"{", b"[1]", b"\xff", b'"', b'{"query": "\\ud800", "pos": ["p"], "neg": ["n"]}'])
+FIRST = b'{"query": "q", "pos": ["p"], "neg": ["n"]'
+BYTES = st.sampled_from(
+    [b"", b"  ", b"{", b"[1]", b"\xff", b'"', FIRST.replace(b'"q"', b'"\\ud800"') + b"}"]
+    + [FIRST + b', "neg": ["m"]}', FIRST + b', "other": 1, "other": 2}', FIRST.replace(b'"p"', b'"neg"') + b"}"]
+)
 LINE = (FAIR | NEARLY | ROWS).map(lambda row: json.dumps(row).encode()) | BYTES
 
 
@@ -56,21 +60,20 @@ LINE = (FAIR | NEARLY | ROWS).map(lambda row: json.dumps(row).encode()) | BYTES
 @given(st.lists(LINE, max_size=6))
 @example([json.dumps(ROW | {"query": blank}).encode() for blank in ("", " ", "\u2003\n", "\x1c", "\ufeff")])
 @example([json.dumps(ROW | {"pos": [" "]}).encode(), json.dumps(ROW | {"neg": ["n", ""]}).encode()])
-def test_a_line_counts_just_when_example_takes_it(tmp_path: Path, rows: list[bytes]) -> None:
-    found = read(lines(tmp_path / "t.jsonl", *rows))
+def test_a_line_counts_just_when_validate_takes_it(tmp_path: Path, rows: list[bytes]) -> None:
+    path = lines(tmp_path / "t.jsonl", *rows)
+    found = read(path)
     taken: list[Example] = []
     refused: list[tuple[int, str]] = []
-    for number, row in enumerate(rows, 1):
+    for number, row in each_line(path, strict=True):
         try:
-            if row.strip():
-                taken.append(parse(Example, json.loads(row), ""))
+            if isinstance(row, InputError):
+                raise row
+            taken.append(parse(Example, row, ""))
         except InputError as e:
             refused.append((number, e.what))
-        except ValueError:
-            refused.append((number, "not"))
     assert (found.rows, found.bad) == (len(taken), len(refused))
-    for bad, (number, what) in zip(found.bad_lines, refused, strict=True):
-        assert bad.line == number and (bad.what == what or bad.what.startswith(("not ", "expected a JSON object")))
+    assert [(bad.line, bad.what) for bad in found.bad_lines] == refused
     assert sum(n * rows for n, rows in found.negatives.items()) == sum(len(row.neg) for row in taken)
     assert found.prompted == sum(row.prompt is not None for row in taken)
     assert found.first_type == (taken[0].type if taken else None)
