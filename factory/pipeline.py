@@ -22,6 +22,7 @@ from factory.questions import read_questions, read_user_questions
 from factory.records import Document, Dropped, InputError, Pair, Passage, read_records
 from factory.review import Review
 from factory.rows import Asked, Rows
+from factory.rules import check_rules
 from factory.serve import check_there
 from factory.workspace import Outcome, Workspace, sha256_file, write_json, write_jsonl
 
@@ -87,7 +88,9 @@ class Build:
     def _check(self) -> None:
         """See, before hours of work, that what the later stages need is there."""
         c = self.config
-        sources_of(c, self.encoder)
+        sources = sources_of(c, self.encoder)
+        if c.choose.preset == "rules":
+            check_rules(c.choose.rules, sources)
         if c.score.reranker and c.score.reranker != "llm":
             load_reranker(c.score.reranker)
         if c.input.kind != "pairs" and "generate" not in self.ws.manifest["stages"]:

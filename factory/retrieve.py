@@ -164,46 +164,56 @@ def mine(
         queries: (pairs, d), vectors: (targets, d), both float32 with rows of length 1.
         searches: by source, what gives (scores, rows) for the pairs [start, end) and a depth; `dense` among them.
     """
-    if not len(pairs):
-        return
     never = Exclusions(pairs, targets)
-    ids = np.array([t.id for t in targets], dtype=object)
     with bar("mine", "question", len(pairs)) as shown:
         for start in range(0, len(pairs), BLOCK):
-            end = min(start + BLOCK, len(pairs))
-            found, own = {}, {}
-            for source, search in searches.items():
-                scores, rows = search(start, end, max(top_k + never.most, RANKED))
-                good = never.allowed(start, rows)
-                own[source] = never.rank_of_own(start, rows)
-                ranks = np.where(good, np.cumsum(good, axis=1), 0)
-                kept = np.nonzero(good)
-                found[source] = (kept[0] * len(targets) + rows[kept], ranks[kept], scores[kept])
-            keys = np.unique(np.concatenate([key[rank <= top_k] for key, rank, _ in found.values()]))
-            question, target = keys // len(targets), keys % len(targets)
-            fused = np.zeros(len(keys))
-            columns: dict[str, pa.Array] = {}
-            for source, (key, rank, score) in found.items():
-                known = np.isin(key, keys)
-                at, rank, score = np.searchsorted(keys, key[known]), rank[known], score[known]
-                columns[f"{source}_deep_rank"] = _placed(at, rank, len(keys), np.int32)
-                near = rank <= top_k
-                fused[at[near]] += 1 / (FUSION + rank[near])
-                columns[f"{source}_rank"] = _placed(at[near], rank[near], len(keys), np.int32)
-                columns[f"{source}_score"] = _placed(at[near], score[near], len(keys), np.float32)
-                columns[f"positive_{source}_rank"] = pa.array(own[source][question], mask=own[source][question] == 0)
-            order = np.lexsort((target, -fused, question))
-            question, target = question[order], target[order]
-            firsts = np.searchsorted(question, question)
-            cosine = cosines(queries, start + question, vectors, target)
-            table = {
-                "pair_id": pa.array([pairs[start + i].id for i in question], pa.string()),
-                "candidate_id": pa.array(ids[target], pa.string()),
-                "rank": pa.array(np.arange(len(order)) - firsts + 1, pa.int32()),
-                "score": pa.array(cosine),
-            }
-            yield pa.table(table | {name: column.take(pa.array(order)) for name, column in columns.items()})
-            shown.update(end - start)
+            block = range(start, min(start + BLOCK, len(pairs)))
+            yield mine_block(block, pairs, targets, queries, vectors, searches, top_k, never)
+            shown.update(len(block))
+
+
+def mine_block(
+    block: range,
+    pairs: Sequence[Pair],
+    targets: Sequence[Target],
+    queries: np.ndarray,
+    vectors: np.ndarray,
+    searches: Mapping[str, Search],
+    top_k: int,
+    never: Exclusions,
+) -> pa.Table:
+    """`mine` for the pairs at `block`."""
+    found, own = {}, {}
+    for source, search in searches.items():
+        scores, rows = search(block.start, block.stop, max(top_k + never.most, RANKED))
+        good = never.allowed(block.start, rows)
+        own[source] = never.rank_of_own(block.start, rows)
+        ranks = np.where(good, np.cumsum(good, axis=1), 0)
+        kept = np.nonzero(good)
+        found[source] = (kept[0] * len(targets) + rows[kept], ranks[kept], scores[kept])
+    keys = np.unique(np.concatenate([key[rank <= top_k] for key, rank, _ in found.values()]))
+    question, target = keys // len(targets), keys % len(targets)
+    fused = np.zeros(len(keys))
+    columns: dict[str, pa.Array] = {}
+    for source, (key, rank, score) in found.items():
+        known = np.isin(key, keys)
+        at, rank, score = np.searchsorted(keys, key[known]), rank[known], score[known]
+        columns[f"{source}_deep_rank"] = _placed(at, rank, len(keys), np.int32)
+        near = rank <= top_k
+        fused[at[near]] += 1 / (FUSION + rank[near])
+        columns[f"{source}_rank"] = _placed(at[near], rank[near], len(keys), np.int32)
+        columns[f"{source}_score"] = _placed(at[near], score[near], len(keys), np.float32)
+        columns[f"positive_{source}_rank"] = pa.array(own[source][question], mask=own[source][question] == 0)
+    order = np.lexsort((target, -fused, question))
+    question, target = question[order], target[order]
+    firsts = np.searchsorted(question, question)
+    table = {
+        "pair_id": pa.array([pairs[block[i]].id for i in question], pa.string()),
+        "candidate_id": pa.array([targets[i].id for i in target], pa.string()),
+        "rank": pa.array(np.arange(len(order)) - firsts + 1, pa.int32()),
+        "score": pa.array(cosines(queries, block.start + question, vectors, target)),
+    }
+    return pa.table(table | {name: column.take(pa.array(order)) for name, column in columns.items()})
 
 
 def _placed(at: np.ndarray, values: np.ndarray, length: int, kind: Any) -> pa.Array:

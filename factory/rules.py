@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from factory.hybrid import Scorer
 from factory.presets import Verdict
-from factory.records import InputError
+from factory.records import InputError, Pair
+from factory.retrieve import Exclusions, Search, Target, mine_block
 from factory.settings import Rule
 
 
@@ -29,6 +31,28 @@ def by_rules(scores: pa.Table, rules: Sequence[Rule]) -> Verdict:
         open_ &= ~holds
     nothing = np.zeros(n, bool)
     return Verdict(reasons, nothing, nothing)
+
+
+def check_rules(rules: Sequence[Rule], sources: Sequence[str]) -> None:
+    """See, before there are scores, that each condition can be read.
+
+    Args:
+        sources: that candidates will come from; their columns depend on them.
+
+    Raises:
+        InputError: as `by_rules`.
+    """
+    by_rules(_example(sources), rules)
+
+
+def _example(sources: Sequence[str]) -> pa.Table:
+    """The scores of one question and two candidates, as mining and scoring make them."""
+    pair = Pair(id="", passage_id="", query="q", target_id="0", target_text="a", duplicate_group="0", split="train")
+    targets = [Target(name, name, name, "train", name) for name in "012"]
+    queries, answers = np.ones((1, 1), np.float32), np.ones((3, 1), np.float32)
+    searches: dict[str, Search] = dict.fromkeys(sources, lambda *_: (np.ones((1, 3)), np.array([[0, 1, 2]])))
+    mined = mine_block(range(1), [pair], targets, queries, answers, searches, 2, Exclusions([pair], targets))
+    return Scorer([pair], targets, queries, answers).table(mined)
 
 
 def _holds(scores: pa.Table, condition: str, where: str) -> np.ndarray:

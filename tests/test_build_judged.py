@@ -103,6 +103,14 @@ def test_every_preset_builds(tmp_path, pairs, minilm_en, preset):
     assert set(decisions["decision"].to_pylist()) <= {"negative", "unused", "rejected"}
 
 
+def test_a_rule_that_cannot_be_read_is_told_before_the_first_stage(tmp_path, pairs, minilm_en):
+    said: list[str] = []
+    rules = {"preset": "rules", "rules": [{"when": "dense_ran = 1"}]}
+    with pytest.raises(InputError, match=r"(?s)choose\.rules\[0\].*dense_ran.*columns: .*dense_rank"):
+        build(config(pairs, minilm_en, "", choose=rules), tmp_path / "run", said.append)
+    assert said == []
+
+
 def test_sparse_candidates_need_a_model_that_has_them(tmp_path, pairs, minilm_en):
     with pytest.raises(InputError, match=r"mine\.sources: the model has no sparse vectors"):
         build(config(pairs, minilm_en, "", mine={"sources": ["sparse"]}), tmp_path / "run", lambda _: None)

@@ -9,7 +9,8 @@ from factory.export import training_rows
 from factory.hybrid import Scorer
 from factory.presets import by_hardness
 from factory.records import Example, InputError
-from factory.settings import ChooseConfig
+from factory.rules import check_rules
+from factory.settings import ChooseConfig, Rule
 from factory.tables import write_blocks
 from tests.handmade import candidates, circle, pair, scored, target
 
@@ -230,6 +231,15 @@ def test_rules_are_sql_over_the_columns_and_the_first_that_holds_decides():
 def test_a_rule_that_is_none_is_the_users_mistake(when, said):
     with pytest.raises(InputError, match=said):
         decide(*example(), preset="rules", rules=[{"when": when}])
+    with pytest.raises(InputError, match=said):  # and before there are scores
+        check_rules([Rule(when=when)], ["dense", "bm25"])
+
+
+def test_rules_over_every_column_can_be_read_before_there_are_scores():
+    for name in example()[0].column_names:
+        check_rules([Rule(when=f"{name} IS NULL")], ["dense", "bm25"])
+    with pytest.raises(InputError, match=r"sparse_rank"):
+        check_rules([Rule(when="sparse_rank < 3")], ["dense", "bm25"])
 
 
 def test_teacher_scores_are_the_rerankers_raw_logits_in_the_order_of_the_texts():

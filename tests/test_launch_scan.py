@@ -27,7 +27,9 @@ def lines(path: Path, *rows: Any) -> Path:
 
 # Every kind of line
 
-TEXT = st.sampled_from(["a", "b", 'say "焊接"', "\\", '\\"', "", " ", "\t\n", "\x1c", "\u2003", "\ufeff", "\u200b", "é", 1, None, ["a"]])
+TEXT = st.sampled_from(
+    ["a", "b", 'say "焊接"', "\\", '\\"', "", " ", "\t\n", "\x1c", "\u2003", "\ufeff", "\u200b", "é", 1, None, ["a"]]
+)
 SCORE = st.sampled_from([0.5, -3, 1e400, float("nan"), 10**30, True, None, "1"])
 ROWS = st.fixed_dictionaries(
     {"query": TEXT, "pos": st.lists(TEXT, max_size=3) | TEXT, "neg": st.lists(TEXT, max_size=4) | TEXT},
@@ -50,8 +52,13 @@ NEARLY = st.fixed_dictionaries(
 )
 FIRST = b'{"query": "q", "pos": ["p"], "neg": ["n"]'
 BYTES = st.sampled_from(
-    [b"", b"  ", b"{", b"[1]", b"\xff", b'"', FIRST.replace(b'"q"', b'"\\ud800"') + b"}"]
-    + [FIRST + b', "neg": ["m"]}', FIRST + b', "other": 1, "other": 2}', FIRST.replace(b'"p"', b'"neg"') + b"}"]
+    [
+        *(b"", b"  ", b"{", b"[1]", b"\xff", b'"'),
+        FIRST.replace(b'"q"', b'"\\ud800"') + b"}",
+        FIRST.replace(b'"p"', b'"neg"') + b"}",
+        FIRST + b', "neg": ["m"]}',
+        FIRST + b', "other": 1, "other": 2}',
+    ]
 )
 LINE = (FAIR | NEARLY | ROWS).map(lambda row: json.dumps(row).encode()) | BYTES
 
