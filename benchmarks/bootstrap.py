@@ -15,7 +15,7 @@ import argparse
 import numpy as np
 
 from benchmarks.common import peak
-from factory.metrics import bootstrap, randomisation
+from factory.metrics import compare
 
 POPULATION = 2_000_000
 GAINS = {"no difference": 0.0, "a small gain": 0.6, "a large gain": 0.95}
@@ -51,9 +51,10 @@ def main() -> None:
         truth = differences(rng, (POPULATION,), gain).mean() if gain else 0.0
         for n in a.questions:
             drawn = differences(rng, (n, a.experiments), gain)
-            low, high = bootstrap(drawn).T
+            intervals, p = compare(drawn)
+            low, high = intervals.T
             holds = ((low <= truth) & (truth <= high)).mean()
-            found = (randomisation(drawn) < 0.05).mean()
+            found = (p < 0.05).mean()
             print(
                 f"{name:14} {n:9}  {100 * truth:12.2f}  {100 * holds:15.1f} %  {50 * (high - low).mean():10.2f}  "
                 f"{100 * found:6.1f} %",

@@ -17,7 +17,7 @@ import yaml
 
 from benchmarks.common import collection_parser
 from factory.evaluate import evaluate
-from factory.metrics import bootstrap
+from factory.metrics import compare
 from factory.settings import ModelConfig
 from factory.workspace import write_json, write_jsonl
 from launch.base_model import read_json
@@ -119,7 +119,7 @@ def table(
     result: dict[str, Any] = {"base": float(base.mean())}
     for name, mean in means.items():
         difference = (means[reference] - mean) * (1 if ours_first else -1)
-        low, high = (0.0, 0.0) if name == reference else 100 * bootstrap(difference[:, None])[0]
+        low, high = (0.0, 0.0) if name == reference else 100 * compare(difference[:, None])[0][0]
         seeds = [float(v.mean()) for v in values[name]]
         shown = " ".join(f"{100 * v:.1f}" for v in seeds)
         print(

@@ -258,7 +258,7 @@ def _differences(
     names = list(next(iter(measured.values())).values)
     columns = [measured[p[:2]].values[m] - measured[p[2:]].values[m] for p in pairs for m in names]
     table = np.column_stack(columns)
-    intervals, p_values = metrics.bootstrap(table, seed=SEED), metrics.randomisation(table, seed=SEED)
+    intervals, p_values = metrics.compare(table, seed=SEED)
     numbers = zip(table.mean(axis=0), intervals, p_values, strict=True)
     changes = [Change(value=float(v), low=float(lo), high=float(hi), p=float(p)) for v, (lo, hi), p in numbers]
     return [

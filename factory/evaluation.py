@@ -36,7 +36,7 @@ class Row(Part):
 
 
 class Change(Part):
-    """A difference of means, its 95 % bootstrap interval, and the randomisation test's p; 0.01 is one point."""
+    """A difference of means, its 95 % interval and the randomisation test's p as `metrics.compare` has them; 0.01 is one point."""
 
     value: float
     low: float

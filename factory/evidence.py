@@ -34,7 +34,7 @@ class Evidence(Linear):
 
     Attributes:
         labelled: c above, in (0, 1].
-        auc: on held-out questions, how often the own passage is given more than a candidate.
+        auc: cross-validated, how often the own passage is given more than a candidate.
     """
 
     labelled: float

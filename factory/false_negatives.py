@@ -63,7 +63,7 @@ class FalseNegativeModel(Linear):
     labels: int
     yes: int
     strength: float
-    auc: float  # on held-out questions, as all that follows
+    auc: float  # cross-validated, as all that follows
     log_loss: float
     brier: float
     reliability: tuple[Bin, ...]
@@ -185,7 +185,7 @@ def fit(
     calibrated = sigmoid(slope * tried[strength] + shift)
     auc = float(roc_auc_score(yes, calibrated, sample_weight=weights))
     if auc < PATTERN:
-        return f"its word follows none of the features (AUC {auc:.2f} on held-out questions, {PATTERN} is needed)"
+        return f"its word follows none of the features (AUC {auc:.2f} in cross-validation, {PATTERN} is needed)"
     return FalseNegativeModel(
         coefficients=standard.coefficients(slope * model.coef_[0]),
         intercept=slope * float(model.intercept_[0]) + shift,

@@ -34,7 +34,7 @@ def groups(
         for name in sorted(shown, key=_from) if by == "length" else shown:
             at = np.array([i for i, n in enumerate(names) if n == name])
             part = table[at]
-            sure = metrics.bootstrap(part, resamples=RESAMPLES, seed=SEED) if len(at) >= FEWEST and pairs else None
+            sure = metrics.compare(part, resamples=RESAMPLES, seed=SEED)[0] if len(at) >= FEWEST and pairs else None
             changes = [
                 GroupChange(
                     model=d.model,

@@ -9,6 +9,7 @@ import numpy as np
 METRICS = ("recall", "precision", "mrr", "ndcg", "map", "hit_rate")
 RESAMPLES = 10_000  # the interval's ends then move by about 0.1 of its half width from seed to seed
 FEWEST = 6  # queries: of five that all gain, the randomisation test's p is still 2 / 2^5, above 0.05
+ALPHA = 0.05  # of the randomisation test; the intervals hold 95 %
 CELLS = 1 << 22  # resampled indices held at once: 32 MB
 
 
@@ -47,6 +48,23 @@ def measure(relevant: Sequence[dict[int, int]], ranking: np.ndarray, cutoffs: Se
         found = evaluate(qrels, run, names(cutoffs), return_mean=False)
     assert isinstance(found, dict)
     return found
+
+
+def compare(differences: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 42) -> tuple[np.ndarray, np.ndarray]:
+    """95 % intervals, (columns, 2), and p values, (columns,), of the mean of each column of paired differences.
+
+    An interval shows nothing that the test calls chance: where p is 0.05 or more, that of `bootstrap` is stretched to zero. It
+    matters where most differences are zero: four hits lost in 60 questions have [-13.3, -0.2] points and p = 0.125.
+
+    Args:
+        differences: (queries, columns).
+    """
+    intervals = bootstrap(differences, resamples=resamples, seed=seed)
+    p = randomisation(differences, resamples=resamples, seed=seed)
+    chance = p >= ALPHA
+    intervals[chance, 0] = np.minimum(intervals[chance, 0], 0)
+    intervals[chance, 1] = np.maximum(intervals[chance, 1], 0)
+    return intervals, p
 
 
 def bootstrap(differences: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 42) -> np.ndarray:

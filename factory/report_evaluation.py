@@ -43,7 +43,7 @@ def _set(
     metric = headline(e)
     models = list(e["models"])
     changes = [c for d in [*e["differences"], *e.get("within_model", [])] for c in d["metrics"].values()]
-    draw = _Axis(changes + [c for g in e.get("groups", []) for c in g["changes"] if c["low"] is not None])
+    draw = _Axis(changes)
     against = {(d["model"], d["mode"]): d["metrics"] for d in e["differences"]}
     words = {(d["model"], d["mode"]): d["metrics"][metric] for d in e.get("against_bm25", [])}
     modes = list(dict.fromkeys(r["mode"] for r in e["rows"]))
@@ -82,7 +82,7 @@ def _set(
             for d in e.get("within_model", [])
             if is_variant(d["mode"])
         ],
-        "groups": _groups(e.get("groups", []), models, draw),
+        "groups": _groups(e.get("groups", []), models),
         "wins": _wins([w for w in wins if w["set"] == e.get("name", "")]),
     } | {key: e[key] for key in ("queries", "queries_without_judgement", "passages")}
 
@@ -99,7 +99,7 @@ def tally(queries: Sequence[Mapping[str, Any]], name: str, d: Mapping[str, Any],
 
 
 class _Axis:
-    """Changes in points, each with where to draw it on one axis that is common to all, in percent of its width."""
+    """Changes in points, each with where to draw it on one axis that is common to all of them, in percent of its width."""
 
     def __init__(self, changes: Sequence[Mapping[str, Any]]):
         self.reach = max((abs(c[end]) for c in changes for end in ("low", "high")), default=0) or 1
@@ -130,9 +130,10 @@ def _details(value: Any, against: Any, models: Sequence[str], mode: str, draw: _
     ]
 
 
-def _groups(groups: Sequence[Mapping[str, Any]], models: Sequence[str], draw: _Axis) -> list[dict[str, Any]]:
+def _groups(groups: Sequence[Mapping[str, Any]], models: Sequence[str]) -> list[dict[str, Any]]:
     """For each kind of group its rows: the dense models' values and each later one's change."""
     found = []
+    draw = _Axis([c for g in groups for c in g["changes"] if c["low"] is not None])  # few questions: wide intervals
     for kind in KINDS:
         rows = []
         for g in groups:

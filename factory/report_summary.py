@@ -10,7 +10,6 @@ from typing import Any
 from factory.evaluation import BM25, FUSED, is_variant, label
 from factory.report_words import Text, join, metric_name, same, say
 
-ALPHA = 0.05  # of the randomisation test; the intervals hold 95 %
 FEW = 100  # held-out questions; with fewer an interval is wide, and their choice decides much
 
 
@@ -79,8 +78,7 @@ def _verdict(e: Mapping[str, Any], d: Mapping[str, Any], run: Mapping[str, Any])
         reasons.append(_beside_bm25(e, d, value, fused))
     best = max((s for s in value if not is_variant(s[1])), key=lambda s: value[s])
     if best[0] not in (d["model"], BM25):
-        key = "best" if kind == "better" else "best-meanwhile"
-        reasons.append(say(f"summary.{key}", system=label(*best), value=value[best]))
+        reasons.append(_best(e, d, best, value[best], kind))
     if e["queries"] < FEW and kind != "unsure":
         reasons.append(say("summary.few", n=e["queries"]))
     stops = kind != "better" or failed or forgot or in_vain
@@ -100,13 +98,16 @@ def _asked_few(run: Mapping[str, Any]) -> list[Text]:
 
 
 def _others(metrics: Mapping[str, Mapping[str, float]], metric: str) -> list[Text]:
-    """What the metrics show that do not decide, where they show anything: by their interval and by the test as well."""
-    others = [change for name, change in metrics.items() if name != metric]
-    kinds = [sure(change) if change.get("p", 0) < ALPHA else "unsure" for change in others]
+    """What the metrics show that do not decide, where they show anything, and how far they lie apart."""
+    others = {name: change for name, change in metrics.items() if name != metric}
+    kinds = [sure(change) for change in others.values()]
     better, worse = kinds.count("better"), kinds.count("worse")
     if not better and not worse:
         return []
-    return [say("summary.others", metric=metric_name(metric), n=len(kinds), better=better, worse=worse)]
+    least, most = (f(others, key=lambda name: others[name]["value"]) for f in (min, max))
+    ends = {"low": 100 * others[least]["value"], "high": 100 * others[most]["value"]}
+    names = {"metric": metric_name(metric), "least": metric_name(least), "most": metric_name(most)}
+    return [say("summary.others", n=len(kinds), better=better, worse=worse, **names, **ends)]
 
 
 def _joined(e: Mapping[str, Any], d: Mapping[str, Any], metric: str) -> list[Text]:
@@ -114,6 +115,19 @@ def _joined(e: Mapping[str, Any], d: Mapping[str, Any], metric: str) -> list[Tex
     at = (d["model"], d["base"], d["mode"] + FUSED)
     found = [x["metrics"][metric] for x in e["differences"] if (x["model"], x["base"], x["mode"]) == at]
     return [say("summary.joined", **{end: 100 * x[end] for end in ("value", "low", "high")}) for x in found]
+
+
+def _best(e: Mapping[str, Any], d: Mapping[str, Any], best: tuple[str, str], value: float, kind: str) -> Text:
+    """Which system has the highest value, and whether its lead over that model's plain search is shown."""
+    told = say(f"summary.best{'' if kind == 'better' else '-meanwhile'}", system=label(*best), value=value)
+    at = (*best, d["mode"])
+    changes = [
+        x["metrics"][headline(e)] for x in e.get("within_model", []) if (x["model"], x["mode"], x["base_mode"]) == at
+    ]
+    if not changes or sure(changes[0]) == "better":
+        return told
+    ends = {end: 100 * changes[0][end] for end in ("value", "low", "high")}
+    return join([told, say("summary.best-unsure", other=label(best[0], d["mode"]), **ends)], " ", "")
 
 
 def headline(e: Mapping[str, Any]) -> str:

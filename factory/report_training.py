@@ -15,6 +15,13 @@ from factory.report_words import Text, duration, join, say
 
 CURVES = ("train/loss", "train/learning_rate", "train/grad_norm", "eval/loss")
 POINTS = 400  # of a curve, at most: more than a screen shows
+SETTINGS = {  # of launch.json's arguments
+    "epochs": "num_train_epochs",
+    "rate": "learning_rate",
+    "temperature": "temperature",
+    "query": "query_max_len",
+    "passage": "passage_max_len",
+}
 RECORD = "launch.json"  # what bge-launch writes beside a model
 
 
@@ -30,7 +37,8 @@ class Training:
     """One model's training.
 
     `shape` tells how much was trained, None where launch.json does not; `seconds` are 0 then. `remarks` name what is missing, broken
-    or does not fit. `files`: where its numbers come from, relative to the run's folder where they lie in it.
+    or does not fit. `files`: where its numbers come from, relative to the run's folder where they lie in it, `record` the
+    launch.json among them ("": there is none).
     """
 
     model: str
@@ -39,6 +47,7 @@ class Training:
     seconds: float
     remarks: list[Text]
     files: list[str]
+    record: str
 
 
 def training_view(run_folder: Path, evaluation: Mapping[str, Any], run: Mapping[str, Any]) -> list[Training]:
@@ -84,6 +93,7 @@ def _training(run_folder: Path, name: str, folder: Path, run: Mapping[str, Any])
         record.get("seconds") or 0,
         remarks,
         [_shown(f, run_folder) for f in used],
+        _shown(folder / RECORD, run_folder) if record else "",
     )
 
 
@@ -148,8 +158,23 @@ def _shape(record: Mapping[str, Any]) -> Text | None:
     told = {name: batch.get(name) for name in ("rows", "queries_per_step", "hard_negatives", "in_batch_negatives")}
     if not updates or None in told.values():
         return None
-    return say("training.shape", updates=updates, seconds=duration(record.get("seconds") or 0), **told)
+    shape = [say("training.shape", updates=updates, seconds=duration(record.get("seconds") or 0), **told)]
+    if batch.get("dropped"):
+        shape.append(say("training.left-over", dropped=batch["dropped"]))
+    given = {word: record.get("arguments", {}).get(name, [None])[0] for word, name in SETTINGS.items()}
+    if None not in given.values():
+        shape.append(say("training.settings", **{word: _plain(value) for word, value in given.items()}))
+    return join(shape, " ", "")
+
+
+def _plain(number: str) -> str:
+    """4.0 as 4, as a person writes it."""
+    try:
+        return f"{float(number):g}"
+    except ValueError:
+        return number
 
 
 def _shown(path: Path, run_folder: Path) -> str:
-    return str(path.relative_to(run_folder)) if path.is_relative_to(run_folder) else str(path)
+    file, folder = path.resolve(), run_folder.resolve()  # one of them may be given from where the command was run
+    return str(file.relative_to(folder) if file.is_relative_to(folder) else file)

@@ -236,5 +236,6 @@ def score(values: Sequence[float]) -> Score:
 def change(values: Sequence[float], others: Sequence[float]) -> Change:
     """The mean difference over the same questions in the same order, as factory.evaluate has it."""
     differences: Any = (np.array(values) - np.array(others))[:, None]
-    (low, high), p = metrics.bootstrap(differences, seed=SEED)[0], metrics.randomisation(differences, seed=SEED)[0]
-    return Change(value=float(differences.mean()), low=float(low), high=float(high), p=float(p))
+    intervals, p = metrics.compare(differences, seed=SEED)
+    low, high = intervals[0].tolist()
+    return Change(value=float(differences.mean()), low=low, high=high, p=float(p[0]))

@@ -87,6 +87,19 @@ def test_so_few_questions_that_the_test_cannot_tell_show_nothing_however_they_ag
         assert metrics.bootstrap(np.zeros((n, 1))).tolist() == [[0, 0]]
 
 
+def test_an_interval_shows_nothing_that_the_test_calls_chance() -> None:
+    few_losses = np.zeros((60, 1))
+    few_losses[:4] = -1
+    assert metrics.bootstrap(few_losses)[0, 1] < 0  # by itself it would call four lost hits of 60 sure
+    (low, high), p = metrics.compare(few_losses)[0][0], metrics.compare(few_losses)[1][0]
+    assert low < -0.13 and high == 0 and p > 0.1
+    drawn = np.random.default_rng(2).choice([-1, 0, 1], (40, 300), p=[0.05, 0.8, 0.15])
+    intervals, p = metrics.compare(drawn)
+    assert not np.any((p >= 0.05) & ((intervals[:, 0] > 0) | (intervals[:, 1] < 0)))
+    sure = p < 0.05
+    assert sure.any() and np.array_equal(intervals[sure], metrics.bootstrap(drawn)[sure])
+
+
 def test_bm25_finds_in_both_languages_and_leaves_out_what_shares_no_word() -> None:
     ranking = search_bm25([*QUERIES, "？！", "zzz"], CORPUS).rows
     assert ranking[:4, 0].tolist() == [0, 1, 3, 2]

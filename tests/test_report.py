@@ -167,6 +167,7 @@ def test_gates_sets_groups_and_wins_are_shown_and_nothing_of_their_texts_is_run(
     others = [
         win | {"mode": "dense+BM25", "kind": "loss", "query": "both?"},
         win | {"mode": "sum", "query": "not dense"},
+        win | {"query": "which?", "relevant": [found, found | {"_id": "d3"}]},
     ]
     write_jsonl(run / "wins-and-losses.jsonl", [win, *others])
     page = write_report(run).read_text(encoding="utf-8")
@@ -176,7 +177,7 @@ def test_gates_sets_groups_and_wins_are_shown_and_nothing_of_their_texts_is_run(
         "-3.4 [-5.4, -1.4]", "+12.3", "42.3", "base not found → tuned rank 1, +100 points", "the answer", "grade 2",
         "另一段", "< 0.001", "A gate was not met", "It got worse on general: -5.0 points",
         "fewer than 10 questions have no interval",
-        "Largest wins of tuned, dense (1)", "Largest losses of tuned, dense+BM25 (1)", "both?",
+        "Largest wins of tuned, dense (2)", "which? base not found → tuned rank 1, +100 points, several passages answer it", "Largest losses of tuned, dense+BM25 (1)", "both?",
     ):  # fmt: skip
         assert said in text, said
     assert "<script" not in page and "not dense" not in page

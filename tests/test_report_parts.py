@@ -77,12 +77,13 @@ def test_an_unsure_verdict_says_what_kept_the_training_small_and_what_the_other_
     given = evaluation(UNSURE)
     one = {"value": 0.1, "low": 0.05, "high": 0.15, "p": 0.01}
     given["differences"][0]["metrics"] |= {"mrr@10": one, "recall@1": one, "recall@10": {**one, "low": -0.1}}
-    given["differences"][0]["metrics"]["map@10"] = one | {"p": 0.07}  # above zero by its interval alone
+    given["differences"][0]["metrics"]["map@10"] = {"value": -0.013, "low": -0.03, "high": 0.0, "p": 0.07}
     counts = {"split": {"counts": {"passages": 403, "train": 263}}, "generate": {"counts": {"passages asked": 28}}}
     run = {"stages": counts, "config": {"generate": {"max_passages": 28}}}
     (found,) = verdicts(given, run)
     told = " ".join(reason.en for reason in found.reasons)
     assert "about 28 of 263 passages" in told and "Of the other 4 of this search, 2 show a gain and 0 a loss" in told
+    assert "They reach from -1.3 (MAP@10) to +10.0 (MRR@10)." in told  # what fell is not passed over
     (unlimited,) = verdicts(given, {"stages": counts, "config": {"generate": {"max_passages": None}}})
     assert "max_passages" not in " ".join(reason.en for reason in unlimited.reasons)
     assert "28 of them asked about" in done(run, given).en
@@ -103,6 +104,11 @@ def test_what_finds_most_is_named_where_it_is_not_the_tuned_model() -> None:
         told = verdicts(given)[0].reasons[-1].en
         assert "base dense+BM25 finds most: 95.0" in told and ("the one to use" in told) == advised
     assert "finds most" not in " ".join(r.en for r in verdicts(evaluation(BETTER))[0].reasons)
+    lead = {"model": "base", "base": "base", "mode": "dense+BM25", "base_mode": "dense"}
+    for low, chance in ((-0.011, True), (0.02, False)):
+        change = {"ndcg@10": {"value": 0.075, "low": low, "high": 0.157, "p": 0.07}}
+        told = verdicts(given | {"within_model": [lead | {"metrics": change}]})[0].reasons[-1].en
+        assert ("Its lead over base dense may be chance, too: +7.5 points [-1.1, +15.7]." in told) == chance
 
 
 def test_wins_are_counted_over_all_questions_of_the_set() -> None:
@@ -281,6 +287,23 @@ def test_the_training_that_is_told_is_that_of_the_model_that_was_measured(tmp_pa
     (tmp_path / "other").rename(tmp_path / "gone")
     (found,) = training_view(tmp_path / "run", measured, {})
     assert "of 11" in " ".join(r.en for r in found.remarks)
+
+
+def test_where_the_numbers_of_a_training_come_from_is_told_wherever_the_command_was_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_events(tmp_path / "run" / "tuned" / "runs", "1", range(1, 5), lambda s: 1.0)
+    batch = {"rows": 53, "queries_per_step": 8, "hard_negatives": 2, "in_batch_negatives": 21, "dropped": 5}
+    arguments = {"num_train_epochs": ["4.0"], "learning_rate": ["1e-05"], "temperature": ["0.02"]}
+    arguments |= {"query_max_len": ["64"], "passage_max_len": ["192"]}
+    write_json(tmp_path / "run" / "tuned" / "launch.json", {"updates": 24, "batch": batch, "arguments": arguments})
+    monkeypatch.chdir(tmp_path)
+    measured = evaluation(BETTER) | {"models": {"base": {"path": "b"}, "tuned": {"path": "run/tuned"}}}
+    (found,) = training_view(tmp_path / "run", measured, {})
+    assert found.files[-1] == found.record == "tuned/launch.json" and found.files[0].startswith("tuned/runs/")
+    told = found.shape.en if found.shape else ""
+    assert "Epochs 4, learning rate 1e-05, temperature 0.02; questions are cut at 64 tokens, passages at 192" in told
+    assert "24 steps of 8 questions from 53 rows" in told and "Each epoch leaves 5 rows out" in told
 
 
 def test_reviews_are_counted_as_they_hold_now(run: Path, tmp_path: Path) -> None:
