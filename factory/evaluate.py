@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from filelock import FileLock
 
 from factory import metrics
 from factory.evalset import SET_FILES, EvalSet, read_eval_set
@@ -275,7 +276,8 @@ def _differences(
 
 def write_evaluation(out: Path, done: Sequence[Evaluation], results: Sequence[SetResults]) -> None:
     """evaluation.json (all sets), evaluation-queries.jsonl (every query of every set with its values and ranks), and
-    wins-and-losses.jsonl (the largest of each comparison, with their passages).
+    wins-and-losses.jsonl (the largest of each comparison, with their passages). Another evaluation of the same folder that
+    ends at the same time waits, so that the three are of one.
     """
     from factory.wins import wins_and_losses
 
@@ -287,10 +289,9 @@ def write_evaluation(out: Path, done: Sequence[Evaluation], results: Sequence[Se
                     s: {"rank": e.ranks[s][i] or None} | {m: v[i] for m, v in ms.items()} for s, ms in values.items()
                 }
 
-    write_jsonl(out / "evaluation-queries.jsonl", rows())
-    write_jsonl(
-        out / "wins-and-losses.jsonl", (w for e, r in zip(done, results, strict=True) for w in wins_and_losses(e, r))
-    )
-    write_json(
-        out / "evaluation.json", done[0].model_copy(update={"further_sets": list(done[1:])}).model_dump(mode="json")
-    )
+    both = list(zip(done, results, strict=True))
+    whole = done[0].model_copy(update={"further_sets": list(done[1:])})
+    with FileLock(out / ".evaluation.lock"):
+        write_jsonl(out / "evaluation-queries.jsonl", rows())
+        write_jsonl(out / "wins-and-losses.jsonl", (w for e, r in both for w in wins_and_losses(e, r)))
+        write_json(out / "evaluation.json", whole.model_dump(mode="json"))

@@ -6,12 +6,14 @@ import json
 from io import StringIO
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from factory import metrics
-from factory.evaluate import Evaluation, evaluate, read_eval_set
+from factory.evaluate import Evaluation, Options, evaluate, evaluate_sets, read_eval_set, write_evaluation
 from factory.evaluation import Change
 from factory.evaluation_tables import render
 from factory.records import InputError, read_lines
@@ -130,6 +132,20 @@ def test_equal_models_differ_by_nothing_and_everything_is_written(tmp_path: Path
     assert [row["_id"] for row in rows] == ["q0", "q1", "q2"]
     for metric, mean in saved["rows"][1]["metrics"].items():
         assert np.mean([row["base dense"][metric] for row in rows]) == pytest.approx(mean, abs=1e-6)
+
+
+def test_two_evaluations_of_one_folder_that_end_together_do_not_mix_their_files(tmp_path: Path) -> None:
+    folder, model = write_set(tmp_path / "eval", GOOD[:4]), make_tiny_bert(tmp_path / "model")
+    done, results = evaluate_sets([("eval", folder)], [("base", ModelConfig(path=str(model), device="cpu"))], Options())
+    out = tmp_path / "out"
+    out.mkdir()
+    writes = Thread(target=write_evaluation, args=(out, done, results))
+    with FileLock(out / ".evaluation.lock"):  # as the other one holds it while it writes
+        writes.start()
+        writes.join(0.5)
+        assert not list(out.glob("*.json*"))
+    writes.join()
+    assert len(list(out.glob("*.json*"))) == 3
 
 
 def printed(result: Evaluation, width: int = 110) -> str:
