@@ -164,6 +164,8 @@ def mine(
         queries: (pairs, d), vectors: (targets, d), both float32 with rows of length 1.
         searches: by source, what gives (scores, rows) for the pairs [start, end) and a depth; `dense` among them.
     """
+    if not len(pairs):
+        return
     never = Exclusions(pairs, targets)
     with bar("mine", "question", len(pairs)) as shown:
         for start in range(0, len(pairs), BLOCK):
