@@ -65,7 +65,7 @@ def test_without_a_judge_the_pairs_teach_what_an_answer_looks_like(tmp_path, pai
     build(config(tmp_path / "more.jsonl", minilm_en, "", mine={"top_k": 20}), tmp_path / "run", lambda _: None)
     learnt = json.loads((tmp_path / "run" / "evidence-model.json").read_text())
     assert learnt["questions"] == 72 and learnt["auc"] > 0.9 and learnt["in_words"]
-    assert "from 72 questions a logistic model learnt" in (tmp_path / "run" / "report.html").read_text()
+    assert "From 72 questions a logistic model learnt" in (tmp_path / "run" / "report.html").read_text()
     decisions = pq.read_table(tmp_path / "run" / DECISIONS)
     both = zip(decisions["decision"].to_pylist(), decisions["probability"].to_pylist(), strict=True)
     assert all(p < 0.1 for d, p in both if d == "negative" and p is not None)
