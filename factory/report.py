@@ -25,7 +25,7 @@ from factory.report_scores import scores_view
 from factory.report_story import result_flow, story
 from factory.report_summary import done, subtitle, verdicts
 from factory.report_training import Training, training_view
-from factory.report_words import Text, duration, known, metric_name, said, say
+from factory.report_words import Text, duration, known, metric_name, percent, said, say
 from factory.workspace import atomic_text
 
 SAMPLES = 20  # training rows shown
@@ -72,7 +72,7 @@ def write_report(run_folder: Path, language: Language = "auto") -> Path:
     )
     environment.filters |= {
         "number": "{:,}".format,
-        "percent": _percent,
+        "percent": percent,
         "clip": _clip,
         "duration": duration,
         "metric": metric_name,
@@ -254,7 +254,3 @@ def _false_negatives(model: Mapping[str, Any]) -> dict[str, Any] | None:
 def _clip(text: Any, length: int = CLIP) -> str:
     text = str(text)
     return text if len(text) <= length else text[:length].rstrip() + " …"
-
-
-def _percent(value: float) -> str:
-    return "< 1\u00a0%" if 0 < value < 0.5 else f"{value:.0f}\u00a0%"

@@ -84,6 +84,12 @@ def metric_name(metric: str) -> Text:
     return join([known("metric", name), at + k], "", "")
 
 
+def percent(value: float, digits: int = 0) -> Text:
+    """As each language writes it: English as this project does, with a space, Chinese without."""
+    number = "< 1" if not digits and 0 < value < 0.5 else f"{value:.{digits}f}"
+    return Text(escape(f"{number}\u00a0%"), escape(f"{number}%"))
+
+
 def duration(seconds: float) -> Text:
     if seconds < 60:
         return say("duration.seconds", s=seconds)

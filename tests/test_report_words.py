@@ -20,7 +20,7 @@ from factory.groups import length_classes
 from factory.question_types import TYPES
 from factory.records import Pair, Passage, read_records
 from factory.report import write_report
-from factory.report_words import WORDS, known, said, say, table
+from factory.report_words import WORDS, known, percent, said, say, table
 from factory.settings_questions import RuleName
 from factory.workspace import write_json
 from tests.browser import Browser, find_chromium
@@ -75,6 +75,11 @@ def test_values_are_escaped_and_sentences_of_files_are_recognised() -> None:
     assert said("68 questions are too few to learn from; 50 are needed").zh == "68 个问题太少，至少需要 50 个"
     assert said("<b>something else</b>").zh == "&lt;b&gt;something else&lt;/b&gt;"
     assert known("reason", "score > 0.9").zh == "score &gt; 0.9"
+
+
+def test_a_share_is_written_as_each_language_writes_it() -> None:
+    assert (percent(62.6).en, percent(62.6).zh, percent(7.44, 1).en) == ("63\u00a0%", "63%", "7.4\u00a0%")
+    assert percent(0.2).zh == "&lt; 1%" and percent(0.0).zh == "0%"  # what is there is not none
 
 
 def test_what_other_parts_write_into_the_files_is_translated(tmp_path: Path) -> None:
