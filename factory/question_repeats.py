@@ -44,7 +44,7 @@ def repeated(pairs: Sequence[Pair], tests: Iterable[str], config: QualityConfig)
             continue
         first = next((p for p in alike if p.origin == "given"), alike[0])
         others = [p for p in free if p is not first]
-        found |= {p.id: ("duplicate-question", f"nearly {first.query[:60]!r} on {first.passage_id}") for p in others}
+        found |= {p.id: ("duplicate-question", f"{_like(p, first, text)} (passage {first.passage_id})") for p in others}
     return found
 
 
@@ -66,8 +66,12 @@ def _on_one_passage(pairs: Sequence[Pair], text: dict[str, str], ratio: float) -
         if close is None:
             same.append(pair)
         else:
-            found[pair.id] = ("duplicate-question", f"nearly {close.query[:60]!r}")
+            found[pair.id] = ("duplicate-question", _like(pair, close, text))
     return found
+
+
+def _like(pair: Pair, other: Pair, text: dict[str, str]) -> str:
+    return f"{'the same as' if text[pair.id] == text[other.id] else 'nearly'} {other.query[:60]!r}"
 
 
 def _alike(a: str, b: str, ratio: float) -> bool:

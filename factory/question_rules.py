@@ -160,7 +160,11 @@ def not_in(answer: str, passage: str, least: float) -> str:
     known = set(tokens(passage))
     stems = {w[:STEM] for w in known if w.isascii()}
     found = sum(w in known or w in text if not w.isascii() else w in known or w[:STEM] in stems for w in words)
-    return f"{found} of its {len(words)} words are in the passage" if found < least * len(words) else ""
+    return (
+        f"{found} of its {len(words)} words (Chinese: pairs of characters) are in the passage"
+        if found < least * len(words)
+        else ""
+    )
 
 
 def forms(number: str) -> list[str]:

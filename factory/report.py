@@ -166,7 +166,10 @@ def _dropped(folder: Path, stages: Mapping[str, Any]) -> list[dict[str, Any]]:
             counts[reason] += 1
             shown = examples.setdefault(reason, [])
             if len(shown) < EXAMPLES:
-                shown.append({k: row.get(k) or "" for k in ("id", "detail", "text")})
+                detail = str(row.get("detail") or "")
+                shown.append(
+                    {"detail": said(_clip(detail)) if detail else ""} | {k: row.get(k) or "" for k in ("id", "text")}
+                )
         most = max(counts.values(), default=1)
         reasons = [
             {

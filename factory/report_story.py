@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from factory.diversity import KEPT, NONE_KEPT, ON_PURPOSE
-from factory.report_charts import BLUE, GREEN, GREY, RED, Flow, flow
+from factory.report_charts import BLUE, GREEN, RED, Flow, flow
 from factory.report_words import Text, join, known, say
 
 # Red to yellow: tried in vain. Grey: left out on purpose.
 VAIN, LEFT = ("#b3322c", "#dc7a3c", "#ecb254", "#f5d9a0"), ("#7b8794", "#a3adb8", "#c5ccd4", "#dde2e8")
+UNSURE = "#4a5461"  # as in report.css; no grey of what was left out
 DELIBERATE = {*ON_PURPOSE, "held-out", "given-with-its-question", "over-given-share"}
 OF_PASSAGES = {
     *ON_PURPOSE,
@@ -132,7 +133,7 @@ def _step(name: str, on: int, goes_on: str, lost: Counts, note: Text | None = No
 
 def result_flow(verdict: str) -> Flow:
     """The story's end: a bar in the colour of the verdict."""
-    colour = {"better": GREEN, "worse": RED}.get(verdict, GREY)
+    colour = {"better": GREEN, "worse": RED}.get(verdict, UNSURE)
     ends = flow(1, colour, [])
     return Flow(ends.wide[1:], ends.narrow[1:])
 

@@ -25,8 +25,7 @@ def not_found(
     searches = config.quality.round_trip_by
     far = [p for p in pairs if "dense" not in searches or ranks[p.id] > k] if k else []
     found = _found_by_bm25(far, targets, k, config.mine.segmenter) if "bm25" in searches and far else set()
-    names = " nor ".join({"dense": "the base model's", "bm25": "BM25's"}[s] for s in searches)
-    detail = f"its own passage is not among {names} first {k}; by the base model it is number"
+    detail = f"not among the first {k} of {', '.join(searches)}; by the base model its own passage is number"
     return {p.id: ("round-trip", f"{detail} {ranks[p.id]}") for p in far if p.id not in found}
 
 

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from markupsafe import escape
 
 from factory.diversity import QUESTIONS, beside_real, describe
 from factory.evaluation import Change
@@ -17,14 +18,18 @@ from factory.evidence import learn
 from factory.false_negatives import fit, judge_error
 from factory.gates import limit, requirement, verdict
 from factory.groups import length_classes
+from factory.question_repeats import repeated
+from factory.question_rules import rule_broken
 from factory.question_types import TYPES
 from factory.records import Pair, Passage, read_records
 from factory.report import write_report
 from factory.report_words import WORDS, known, percent, said, say, table
-from factory.settings_questions import RuleName
+from factory.settings_questions import QualityConfig, RuleName
 from factory.workspace import write_json
+from tests import handmade
 from tests.browser import Browser, find_chromium
 from tests.review_run import make_run
+from tests.small_run import passage
 from tests.test_report_parts import BETTER, evaluation, write_events
 
 CHROMIUM = find_chromium()
@@ -100,6 +105,31 @@ def test_what_other_parts_write_into_the_files_is_translated(tmp_path: Path) -> 
     wanted = {f"reason.{r}" for r in (*reasons, *get_args(RuleName))} | {f"choice.{c}" for c in choices if c != "a-b"}
     wanted |= {f"type.{kind}" for kind in TYPES["en"]}
     assert len(wanted) > 30 and wanted <= table().keys(), wanted - table().keys()
+
+
+def test_why_a_question_was_dropped_is_told_in_chinese_too() -> None:
+    text = "低氢型焊条吸潮后，焊缝中的氢会增加，容易产生冷裂纹，因此使用前要在350度烘干一小时。"
+    whole = handmade.target(0, text)
+    asked = [("焊条？", ""), ("焊条" * 80 + "？", ""), ("焊条吸潮后会出什么毛病 " * 8 + "？", ""), ("焊条要烘干。", ""), ("它要烘多久？", ""),
+             ("为什么焊缝中的氢会增加，容易产生冷裂纹，因此使用前要？", ""), ("低氢焊条为何要烘？", "电源极性应当先接反"),
+             ("低氢焊条烘几小时？", "烘999小时"), ("低氢焊条烘干一小时吗，为什么容易产生冷裂纹？", "容易产生冷裂纹"),
+             ("热水器的焊条烘多久？", "")]  # fmt: skip
+    shown = passage(0, text)
+    dropped = [rule_broken(handmade.pair(i, whole, q, a), shown, QualityConfig()) for i, (q, a) in enumerate(asked)]
+    details = [found[1] for found in dropped if found]
+    same, near = (
+        repeated([handmade.pair(i, whole, q) for i, q in enumerate(two)], [], QualityConfig())["q1"][1]
+        for two in (["焊条要烘多久？"] * 2, ["低氢型焊条使用前要烘多久呢？", "低氢型焊条使用前要烘多久呀？"])
+    )
+    assert same == "the same as '焊条要烘多久？'" and near.startswith("nearly ")
+    assert len(details) >= 8
+    for detail in (
+        *details,
+        same,
+        near,
+        "not among the first 20 of dense, bm25; by the base model its own passage is number 57",
+    ):
+        assert said(detail).en == escape(detail) and said(detail).zh != said(detail).en, detail
 
 
 def test_the_command_takes_a_language_and_names_those_that_there_are(tmp_path: Path) -> None:
