@@ -9,7 +9,7 @@ from typing import Any
 from factory.evaluation import FUSED, is_variant, label
 from factory.groups import FEWEST
 from factory.records import read_lines
-from factory.report_summary import headline
+from factory.report_summary import headline, sure
 from factory.report_words import Text, known, said, same
 
 KINDS = ("type", "origin", "document", "language", "length")
@@ -109,10 +109,9 @@ class _Axis:
             return None
         if c["low"] is None:
             return {"verdict": "unsure", "value": 100 * c["value"], "low": None, "high": None, "p": None, "at": None}
-        verdict = "better" if c["low"] > 0 else "worse" if c["high"] < 0 else "unsure"
         ends = ("value", "low", "high")
         at = {end: 50 + 50 * max(-1, min(1, c[end] / self.reach)) for end in ends}
-        return {"verdict": verdict, "at": at, "p": c.get("p")} | {end: 100 * c[end] for end in ends}
+        return {"verdict": sure(c), "at": at, "p": c.get("p")} | {end: 100 * c[end] for end in ends}
 
 
 def _details(value: Any, against: Any, models: Sequence[str], mode: str, draw: _Axis) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.evaluation import BM25, FUSED, is_variant, label
+from factory.metrics import ALPHA
 from factory.report_words import Text, join, metric_name, same, say
 
 FEW = 100  # held-out questions; with fewer an interval is wide, and their choice decides much
@@ -135,8 +136,11 @@ def headline(e: Mapping[str, Any]) -> str:
     return e.get("metric") or f"ndcg@{max(e['cutoffs'])}"
 
 
-def sure(change: Mapping[str, float]) -> str:
-    """What an interval shows: better, worse, or unsure where it holds zero."""
+def sure(change: Mapping[str, Any]) -> str:
+    """What a difference shows: better, worse, or unsure where its interval holds zero, or, in files of before
+    `metrics.compare`, where the randomisation test calls it chance."""
+    if (change.get("p") or 0) >= ALPHA:
+        return "unsure"
     return "better" if change["low"] > 0 else "worse" if change["high"] < 0 else "unsure"
 
 

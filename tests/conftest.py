@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as in a script's background jobs; what tests start must take Ctrl-C
+# A script's background jobs ignore it; what tests start must take Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any test imports transformers: no test may open a socket to a hub
 
